@@ -1,0 +1,75 @@
+"""What operators may ask of every service, and the audit row that each command leaves."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from libs.common import deadletters, workqueue
+from libs.common.consumer import Handler, Routes
+from libs.common.contracts import operator
+from libs.common.contracts.base import EventData
+from libs.common.contracts.registry import TOPIC_BY_NAME
+from libs.common.db import Tx
+from libs.common.envelope import Event
+from libs.common.log import get
+
+_log = get("commands")
+
+# Does what the command asks; returns how many rows it touched.
+Act = Callable[[Tx, Event[Any]], int]
+
+
+def audited(act: Act) -> Callable[[Tx, Sequence[Event[Any]]], None]:
+    """A handler for commands: acts on each and writes who, why, what and how many into the audit table."""
+
+    def handle(tx: Tx, events: Sequence[Event[Any]]) -> None:
+        for event in events:
+            affected = act(tx, event)
+            command: operator.Command = event.data
+            tx.run(
+                """INSERT INTO audit (who, why, action, command_id, detail, affected)
+                   VALUES (%(who)s, %(why)s, %(action)s, %(id)s, %(detail)s, %(affected)s)
+                   ON CONFLICT (command_id) DO NOTHING""",
+                who=command.who,
+                why=command.why,
+                action=command.TYPE,
+                id=event.id,
+                detail=command.model_dump_json(exclude={"who", "why"}),
+                affected=affected,
+            )
+            _log.info("command", action=command.TYPE, who=command.who, affected=affected)
+
+    return handle
+
+
+def with_common(service: str, routes: Routes) -> Routes:
+    """The service's routes and, on its command topic, what every service understands."""
+    topic = f"{service}.commands.v1"
+    common: dict[type[operator.Command], Act] = {
+        operator.PauseStage: _pause,
+        operator.ResumeStage: _resume,
+        operator.RetryWork: _retry,
+        operator.RedriveDeadLetters: lambda tx, event: deadletters.redrive(tx, event.data.ids),
+        operator.DiscardDeadLetters: lambda tx, event: deadletters.discard(tx, event.data.ids),
+    }
+    offered = TOPIC_BY_NAME[topic].types
+    own: dict[tuple[str, type[EventData]], Handler] = {
+        (topic, model): audited(act) for model, act in common.items() if model in offered
+    }
+    return Routes({**own, **routes.handlers}, routes.doors)
+
+
+def _pause(tx: Tx, event: Event[operator.PauseStage]) -> int:
+    return tx.run(
+        "INSERT INTO paused (stage, who, why) VALUES (%(stage)s, %(who)s, %(why)s) ON CONFLICT (stage) DO NOTHING",
+        stage=event.data.stage,
+        who=event.data.who,
+        why=event.data.why,
+    ).rowcount
+
+
+def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
+    return tx.run("DELETE FROM paused WHERE stage = %(stage)s", stage=event.data.stage).rowcount
+
+
+def _retry(tx: Tx, event: Event[operator.RetryWork]) -> int:
+    return len(workqueue.retry(tx, event.data.kind, event.data.subjects))

@@ -1,0 +1,188 @@
+"""Funds' contracts: what happened to the sponsor's money."""
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field
+
+from libs.common.contracts.base import (
+    CHUNK_ITEMS,
+    Amount,
+    AmountWithReason,
+    BatchHeader,
+    Code,
+    ControlTotals,
+    Count,
+    Currency,
+    EnvelopeHeader,
+    EventData,
+    Minor,
+    MinorOrZero,
+    Part,
+    PublisherId,
+)
+from libs.common.contracts.ingestion import NotCancelled
+
+Amounts = Annotated[list[Amount], Field(min_length=1, max_length=CHUNK_ITEMS)]
+AmountsWithReason = Annotated[list[AmountWithReason], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+class Position(Part):
+    """Where an envelope's blocked money is (money.md's identity), in minor units; the parts add up to `blocked`."""
+
+    blocked: MinorOrZero
+    waiting: MinorOrZero
+    in_flight: MinorOrZero
+    unknown: MinorOrZero
+    held: MinorOrZero
+    dispatched: MinorOrZero
+    releasing: MinorOrZero
+    released: MinorOrZero
+    outstanding: MinorOrZero
+    confirmed: MinorOrZero
+    reversed: MinorOrZero
+
+
+class FundsChecked(EventData):
+    TYPE = "almoner.funds.FundsChecked.v1"
+    header: EnvelopeHeader
+    amount_minor: Minor
+
+
+class FundsShort(EventData):
+    """The sponsor's account does not cover the envelope; checked again until it does."""
+
+    TYPE = "almoner.funds.FundsShort.v1"
+    header: EnvelopeHeader
+    amount_minor: Minor
+    reason: Code
+    message: str = ""
+
+
+class FundsBlocked(EventData):
+    TYPE = "almoner.funds.FundsBlocked.v1"
+    header: EnvelopeHeader
+    block: Count = Field(description="1, 2, … within the envelope")
+    amount_minor: Minor
+    bank_reference: str
+
+
+class FundsReleased(EventData):
+    TYPE = "almoner.funds.FundsReleased.v1"
+    header: EnvelopeHeader
+    release_id: int
+    block: Count
+    amount_minor: Minor
+    bank_reference: str
+
+
+class EnvelopeCancelled(EventData):
+    """The answer to an envelope's cancellation: sent when nothing of it is in flight any more."""
+
+    TYPE = "almoner.funds.EnvelopeCancelled.v1"
+    header: EnvelopeHeader
+    request_id: str
+    cancelled: Count
+    cancelled_minor: MinorOrZero
+    already_dispatched: Count
+    already_dispatched_minor: MinorOrZero
+    unknown: Count
+    unknown_minor: MinorOrZero
+
+
+class DisbursementsCancelled(EventData):
+    """The answer to the cancellation of single disbursements."""
+
+    TYPE = "almoner.funds.DisbursementsCancelled.v1"
+    header: EnvelopeHeader
+    request_id: str
+    cancelled: list[PublisherId]
+    cancelled_minor: MinorOrZero = Field(description="of those whose amount is known by now")
+    not_cancelled: list[NotCancelled]
+
+
+class EnvelopeSettled(EventData):
+    """Every unit of the envelope has reached an end. A late reversal issues the next revision."""
+
+    TYPE = "almoner.funds.EnvelopeSettled.v1"
+    header: EnvelopeHeader
+    revision: Count
+    position: Position
+    confirmed: Count
+    reversed: Count
+    cancelled: Count
+
+
+class Payments(ControlTotals, EventData):
+    """A chunk of payments of one batch which took the same step."""
+
+    header: BatchHeader
+    instruction: int = Field(ge=1)
+    items: Amounts
+
+
+class PaymentsDispatched(Payments):
+    TYPE = "almoner.funds.PaymentsDispatched.v1"
+
+
+class PaymentsConfirmed(Payments):
+    TYPE = "almoner.funds.PaymentsConfirmed.v1"
+    statement_id: UUID | None = Field(description="none where an operator settled it with evidence")
+
+
+class PaymentsReversed(Payments):
+    """Money that came back. A reversal leaves `confirmed`."""
+
+    TYPE = "almoner.funds.PaymentsReversed.v1"
+    statement_id: UUID | None
+
+
+class PaymentsUnknown(Payments):
+    """Sent, outcome not known. Never sent again; ends by a query, a statement line or an operator."""
+
+    TYPE = "almoner.funds.PaymentsUnknown.v1"
+    reason: Code
+
+
+class PaymentsCancelled(ControlTotals, EventData):
+    """Disbursements which will never be paid, because they were cancelled."""
+
+    TYPE = "almoner.funds.PaymentsCancelled.v1"
+    header: BatchHeader
+    items: Amounts
+
+
+class PaymentsHeld(ControlTotals, EventData):
+    """Not sent, with a reason and an owner."""
+
+    TYPE = "almoner.funds.PaymentsHeld.v1"
+    header: BatchHeader
+    items: AmountsWithReason
+
+
+class PaymentsRefused(ControlTotals, EventData):
+    """The bank said no to single payments or to a whole list; they are held from here."""
+
+    TYPE = "almoner.funds.PaymentsRefused.v1"
+    header: BatchHeader
+    instruction: int = Field(ge=1)
+    items: AmountsWithReason
+
+
+class StatementException(Part):
+    reason: Code
+    count: Count
+
+
+class StatementReconciled(EventData):
+    TYPE = "almoner.funds.StatementReconciled.v1"
+    statement_id: UUID
+    account_token: str
+    currency: Currency
+    lines: Count
+    confirmed: Count
+    confirmed_minor: MinorOrZero
+    reversed: Count
+    reversed_minor: MinorOrZero
+    exceptions: list[StatementException]
+    balances_agree: bool

@@ -1,0 +1,259 @@
+"""Ingestion's contracts: what other systems publish to us, what we answer, and what the next stages read."""
+
+from datetime import date
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from libs.common.contracts.base import (
+    CHUNK_ITEMS,
+    Balance,
+    BatchHeader,
+    BenefitType,
+    Code,
+    ControlTotals,
+    Count,
+    Currency,
+    EnvelopeHeader,
+    EventData,
+    Frequency,
+    Item,
+    Minor,
+    MinorOrZero,
+    Mnemonic,
+    Name,
+    Part,
+    PublisherId,
+    Reason,
+    Sealed,
+)
+
+# --- In: published by other systems -----------------------------------------------------------------------------------
+
+
+class BenefitCode(Mnemonic):
+    type: BenefitType
+
+
+class Cycle(Mnemonic):
+    frequency: Frequency = "OnDemand"
+
+
+class EnvelopeSubmitted(EventData):
+    """A programme's payment run, declared before or after its disbursements arrive."""
+
+    TYPE = "almoner.ingestion.EnvelopeSubmitted.v1"
+    envelope_id: PublisherId
+    programme: Mnemonic
+    benefit_code: BenefitCode
+    cycle: Cycle
+    target_registry: Name = ""
+    number_of_beneficiaries: Annotated[int, Field(strict=True, gt=0, le=100_000_000)]
+    number_of_disbursements: Annotated[int, Field(strict=True, gt=0, le=100_000_000)]
+    total_minor: Minor
+    currency: Currency
+    schedule_date: date = Field(description="local date in the programme's time zone")
+    time_zone: str = Field(default="UTC", max_length=64)
+
+
+class Disbursement(Item):
+    beneficiary_name: Name = ""
+    narrative: Name = ""
+
+
+class DisbursementsAdded(ControlTotals, EventData):
+    """A chunk of an envelope's disbursements, in any order and in any size from 1 to 1,000."""
+
+    TYPE = "almoner.ingestion.DisbursementsAdded.v1"
+    envelope_id: PublisherId
+    items: Annotated[list[Disbursement], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+class EnvelopeCancellationRequested(EventData):
+    """Cancel whatever of the envelope is unpaid at the moment funds decides."""
+
+    TYPE = "almoner.ingestion.EnvelopeCancellationRequested.v1"
+    envelope_id: PublisherId
+    reason: Reason
+
+
+class DisbursementsCancellationRequested(EventData):
+    """Cancel single disbursements, known or not yet known; a cancelled id is never paid."""
+
+    TYPE = "almoner.ingestion.DisbursementsCancellationRequested.v1"
+    envelope_id: PublisherId
+    disbursement_ids: Annotated[list[PublisherId], Field(min_length=1, max_length=CHUNK_ITEMS)]
+    reason: Reason
+
+
+class EnvelopeStatusRequested(EventData):
+    TYPE = "almoner.ingestion.EnvelopeStatusRequested.v1"
+    envelope_id: PublisherId
+
+
+class StatementSubmitted(EventData):
+    """A bank statement as text; larger ones come by HTTP."""
+
+    TYPE = "almoner.ingestion.StatementSubmitted.v1"
+    format: Literal["MT940"] = "MT940"
+    text: Annotated[str, StringConstraints(min_length=1, max_length=900_000)]
+
+
+# --- Out: answers to the publisher ------------------------------------------------------------------------------------
+
+
+class Fault(Part):
+    code: Code
+    pointer: str = Field(description="JSON pointer into the data of the submission; empty for all of it")
+    message: str
+
+
+class NotCancelled(Part):
+    disbursement_id: PublisherId
+    reason: Code
+
+
+class SubmissionAccepted(EventData):
+    """The answer to one submission, or to several of the same envelope."""
+
+    TYPE = "almoner.ingestion.SubmissionAccepted.v1"
+    submission_ids: list[str] = Field(description="ids of the events this answers")
+    envelope_id: UUID | None = None
+    publisher_envelope_id: str | None = None
+    outcome: Literal["accepted", "parked", "cancelled", "stored"]
+    items: Count = 0
+    warnings: list[Fault] = []
+    cancelled: Count = 0
+    cancelled_minor: MinorOrZero = 0
+    not_cancelled: list[NotCancelled] = []
+
+
+class SubmissionRejected(EventData):
+    """Nothing of the submission was taken. Named by its id, or by its place where it has none."""
+
+    TYPE = "almoner.ingestion.SubmissionRejected.v1"
+    submission_ids: list[str]
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    envelope_id: UUID | None = None
+    publisher_envelope_id: str | None = None
+    errors: Annotated[list[Fault], Field(min_length=1, max_length=100)]
+
+
+class EnvelopeStatus(EventData):
+    TYPE = "almoner.ingestion.EnvelopeStatus.v1"
+    submission_ids: list[str]
+    header: EnvelopeHeader
+    state: Literal["RECEIVING", "COMPLETED", "CANCELLING", "CANCELLED", "SETTLED"]
+    declared: Count
+    declared_minor: MinorOrZero
+    received: Count
+    received_minor: MinorOrZero
+    batches: Count
+    funds: Literal["NONE", "CHECKED", "SHORT", "BLOCKED"] = "NONE"
+
+
+# --- Out: facts -------------------------------------------------------------------------------------------------------
+
+
+class EnvelopeAccepted(EventData):
+    TYPE = "almoner.ingestion.EnvelopeAccepted.v1"
+    header: EnvelopeHeader
+    declared: Count
+    declared_minor: Minor
+
+
+class EnvelopeCompleted(EventData):
+    """All that was declared has been received and cut; counts and amounts are frozen from here."""
+
+    TYPE = "almoner.ingestion.EnvelopeCompleted.v1"
+    header: EnvelopeHeader
+    batches: Count
+    count: Count
+    total_minor: Minor
+
+
+class EnvelopeCancelling(EventData):
+    """The publisher wants the envelope cancelled. Funds decides what was still unpaid; nothing is cut after this."""
+
+    TYPE = "almoner.ingestion.EnvelopeCancelling.v1"
+    header: EnvelopeHeader
+    request_id: str
+    reason: Reason
+    batches: Count = Field(description="cut so far; there will be no more")
+    count: Count
+    total_minor: MinorOrZero
+
+
+class CancelledItem(Part):
+    disbursement_id: PublisherId
+    batch_id: UUID | None = Field(default=None, description="the batch it was cut into, if it was")
+
+
+class DisbursementsCancelling(EventData):
+    """The publisher wants single disbursements cancelled. Funds decides; ids are tombstones from here on."""
+
+    TYPE = "almoner.ingestion.DisbursementsCancelling.v1"
+    header: EnvelopeHeader
+    request_id: str
+    reason: Reason
+    items: Annotated[list[CancelledItem], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+class BatchCut(ControlTotals, EventData):
+    """Up to 1,000 disbursements of one envelope, whatever the size of the publisher's events.
+
+    Sealed: {disbursement id: {"name": …, "narrative": …}}."""
+
+    TYPE = "almoner.ingestion.BatchCut.v1"
+    header: BatchHeader
+    items: Annotated[list[Item], Field(min_length=1, max_length=CHUNK_ITEMS)]
+    sealed: Sealed
+
+
+class StatementOpened(EventData):
+    """A statement was read. Its lines follow in chunks, in any order."""
+
+    TYPE = "almoner.ingestion.StatementOpened.v1"
+    statement_id: UUID
+    account_token: str = Field(description="HMAC of the account number")
+    reference: str
+    number: str
+    sequence: str
+    currency: Currency
+    opening_minor: Balance
+    closing_minor: Balance
+    lines: Count
+    chunks: Count
+
+
+class StatementLine(Part):
+    line: Count = Field(description="1, 2, … within the statement")
+    mark: Literal["D", "C", "RD", "RC"]
+    amount_minor: Minor
+    value_date: date
+    customer_reference: str
+    bank_reference: str
+    fifth_narrative: str = Field(default="", description="carries our reference, where the bank repeats narratives")
+
+
+class UnparsableLine(Part):
+    line: Count
+    reason: str
+
+
+class StatementLines(EventData):
+    """A chunk of a statement's lines, bank-neutral. Sealed: {line: {"narratives": […]}}, and the text of unparsable ones."""
+
+    TYPE = "almoner.ingestion.StatementLines.v1"
+    statement_id: UUID
+    account_token: str
+    currency: Currency
+    chunk: Count = Field(description="1, 2, … of StatementOpened.chunks")
+    lines: Annotated[list[StatementLine], Field(max_length=CHUNK_ITEMS)]
+    unparsable: list[UnparsableLine] = []
+    count: Count = Field(description="of `lines`")
+    total_minor: MinorOrZero = Field(description="sum of `lines`, whatever their mark")
+    sealed: Sealed

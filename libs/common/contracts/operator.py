@@ -1,0 +1,96 @@
+"""Commands: what operators ask of a service, on `<service>.commands.v1`. Each says who and why and leaves an audit row."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from libs.common.contracts.base import CHUNK_ITEMS, Count, EventData, PublisherId, Reason
+
+
+class Command(EventData):
+    who: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    why: Reason
+    expected: Count | None = Field(default=None, description="how many the operator saw; refused if it is not so any more")
+
+
+# --- every service ----------------------------------------------------------------------------------------------------
+
+
+class PauseStage(Command):
+    """Stop a stage: `consume` (all topics but commands) or a kind of outside call."""
+
+    TYPE = "almoner.operator.PauseStage.v1"
+    stage: str
+
+
+class ResumeStage(Command):
+    TYPE = "almoner.operator.ResumeStage.v1"
+    stage: str
+
+
+class RetryWork(Command):
+    """Give outside calls that ended in ERROR a new set of attempts. Unknown ones are never retried so."""
+
+    TYPE = "almoner.operator.RetryWork.v1"
+    kind: str
+    subjects: Annotated[list[str], Field(max_length=CHUNK_ITEMS)] = Field(default=[], description="empty: all of the kind")
+
+
+class RedriveDeadLetters(Command):
+    """Publish dead letters again on their topics, with their ids. Empty: all."""
+
+    TYPE = "almoner.operator.RedriveDeadLetters.v1"
+    ids: Annotated[list[int], Field(max_length=CHUNK_ITEMS)] = []
+
+
+class DiscardDeadLetters(Command):
+    TYPE = "almoner.operator.DiscardDeadLetters.v1"
+    ids: Annotated[list[int], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+# --- one service ------------------------------------------------------------------------------------------------------
+
+
+class FireTick(Command):
+    """scheduler: fire a job now."""
+
+    TYPE = "almoner.operator.FireTick.v1"
+    job: str
+
+
+class ResolveHeld(Command):
+    """resolution: ask the mapper again for those who could not be resolved. Empty lists: no restriction."""
+
+    TYPE = "almoner.operator.ResolveHeld.v1"
+    envelope_id: UUID | None = None
+    batch_ids: Annotated[list[UUID], Field(max_length=CHUNK_ITEMS)] = []
+    disbursement_ids: Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)] = Field(
+        default=[], description="needs envelope_id"
+    )
+
+
+class RetryHeld(Command):
+    """funds: pay again those whom the bank has definitely refused, within one envelope. Empty: all refused."""
+
+    TYPE = "almoner.operator.RetryHeld.v1"
+    envelope_id: UUID
+    disbursement_ids: Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)] = []
+
+
+class SettleUnknown(Command):
+    """funds: an operator knows, with evidence, what became of a call whose answer was lost."""
+
+    TYPE = "almoner.operator.SettleUnknown.v1"
+    kind: Literal["block", "dispatch", "release"]
+    subject: str = Field(description="as listed: <envelope>/<block>, the instruction's number, the release's number")
+    outcome: Literal["happened", "did_not_happen"]
+    reference: str = Field(default="", max_length=100, description="the bank's reference, where it happened")
+    evidence: Reason
+
+
+class ReleaseRequested(Command):
+    """funds: give the held money of an envelope back to the sponsor."""
+
+    TYPE = "almoner.operator.ReleaseRequested.v1"
+    envelope_id: UUID

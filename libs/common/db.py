@@ -1,0 +1,132 @@
+"""One transaction, three things: what was consumed, what changed, what to say.
+
+A service connects as its own role with its own schema on the search path, so that a join across services fails in the
+database. SQL is written for psycopg2 (`%(name)s`), arrays travel as Python lists, big sets by COPY.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg2.extras
+import sqlalchemy
+from sqlalchemy.engine import Connection, CursorResult, Row
+
+from libs.common.errors import Transient
+
+psycopg2.extras.register_uuid()  # type: ignore[no-untyped-call]
+
+# Classes and codes of SQLSTATE after which the same work succeeds later: connection, transaction rollback, insufficient
+# resources, operator intervention, lock not available, and the disk's errors.
+_TRANSIENT_STATES = ("08", "40", "53", "55P03", "57", "58")
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+class Tx:
+    """An open transaction. `after_commit` callbacks run once it is committed, never if it is rolled back."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.after_commit: list[Callable[[], None]] = []
+
+    def run(self, sql: str, /, **params: Any) -> CursorResult[Any]:
+        return self.connection.exec_driver_sql(sql, params)
+
+    def rows(self, sql: str, /, **params: Any) -> Sequence[Row[Any]]:
+        return self.run(sql, **params).all()
+
+    def one(self, sql: str, /, **params: Any) -> Row[Any]:
+        return self.run(sql, **params).one()
+
+    def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """COPY rows of str, int, UUID, date, bool or None into a table; the fastest way in for hundreds of rows and more."""
+        text = "".join("\t".join(map(_copy_field, row)) + "\n" for row in rows)
+        if text:
+            cursor = self.connection.connection.cursor()
+            cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", io.StringIO(text))
+
+    def lock_shared(self, keys: Iterable[int]) -> None:
+        """The envelopes' locks, shared, taken in key order; held until the end of the transaction."""
+        self.run("SELECT pg_advisory_xact_lock_shared(k) FROM unnest(%(keys)s::bigint[]) AS k", keys=sorted(set(keys)))
+
+    def lock_exclusive(self, keys: Iterable[int]) -> None:
+        """The envelopes' locks, exclusive, taken in key order; held until the end of the transaction."""
+        self.run("SELECT pg_advisory_xact_lock(k) FROM unnest(%(keys)s::bigint[]) AS k", keys=sorted(set(keys)))
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what the block did to the database if it raises, and only that."""
+        callbacks = len(self.after_commit)
+        with self.connection.begin_nested():
+            try:
+                yield
+            except BaseException:
+                del self.after_commit[callbacks:]
+                raise
+
+
+class Database:
+    """A service's connections. Raises Transient for whatever the same transaction survives when run again."""
+
+    def __init__(self, url: str, service: str, *, pool_size: int = 10) -> None:
+        self.service = service
+        self.engine = sqlalchemy.create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=2,
+            pool_timeout=10,
+            connect_args={
+                "options": f"-c role=almoner_{service} -c search_path={service} -c lock_timeout=30s",
+                "application_name": f"almoner-{service}",
+                "connect_timeout": 5,
+            },
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Tx]:
+        try:
+            with self.engine.begin() as connection:
+                tx = Tx(connection)
+                yield tx
+        except (sqlalchemy.exc.DBAPIError, psycopg2.Error) as error:
+            if is_transient(error):
+                raise Transient(f"database: {str(error.args[0]).strip()}") from error
+            raise
+        except sqlalchemy.exc.TimeoutError as error:
+            raise Transient("database: no free connection") from error
+        for callback in tx.after_commit:
+            callback()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def is_transient(error: BaseException) -> bool:
+    original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+    state = getattr(original, "pgcode", None)
+    if state is None:  # the connection itself broke, or never came about
+        return isinstance(original, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return str(state).startswith(_TRANSIENT_STATES)
+
+
+def lock_key(service: str, envelope_id: UUID) -> int:
+    """The 64-bit key of an envelope's lock; a collision of two envelopes only costs waiting."""
+    return lock_key_text(f"{service}/{envelope_id}")
+
+
+def lock_key_text(name: str) -> int:
+    """The 64-bit advisory lock key of a name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+
+
+def _copy_field(value: object) -> str:
+    if value is None:
+        return "\\N"
+    if isinstance(value, str):
+        return value.translate(_ESCAPES)
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    return str(value)

@@ -1,0 +1,107 @@
+"""What nobody who comes last may decide: decided after commit, under the envelope's exclusive lock, from committed rows.
+
+A fold appends `due` rows while it holds the shared lock; the job takes the exclusive lock first, so that no such fold is
+under way, then removes the rows and decides. Appending instead of marking: nobody waits for anybody at the row.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from libs.common import crash, metrics
+from libs.common.db import Database, Tx
+from libs.common.envelope import Cause
+from libs.common.errors import Transient
+from libs.common.log import get
+
+_log = get("jobs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """`decide` gets the transaction, the subject and what made it due. It may append further events and due rows."""
+
+    name: str
+    decide: Callable[[Tx, str, Cause], None]
+    exclusive: bool = True
+
+
+def make_due(
+    tx: Tx, job: str, subjects: Sequence[str], lock_keys: Sequence[int], cause: Cause, delay_seconds: float = 0
+) -> None:
+    """Ask for a decision on each subject, now or later."""
+    tx.run(
+        """INSERT INTO due (job, subject, lock_key, due_at, cause_id, correlation_id, traceparent)
+           SELECT %(job)s, subject, lock_key, clock_timestamp() + make_interval(secs => %(delay)s), %(cause)s,
+                  %(correlation)s, %(trace)s
+           FROM unnest(%(subjects)s::text[], %(keys)s::bigint[]) AS asked (subject, lock_key)""",
+        job=job,
+        subjects=list(subjects),
+        keys=list(lock_keys),
+        delay=delay_seconds,
+        cause=cause.id,
+        correlation=cause.correlation_id,
+        trace=cause.traceparent,
+    )
+
+
+class JobRunner:
+    """Decides what is due, one subject a transaction. Replicas race harmlessly: whoever gets the lock finds the rows."""
+
+    def __init__(self, database: Database, jobs: Sequence[Job], committed: Callable[[], None]) -> None:
+        self._database = database
+        self._jobs = {job.name: job for job in jobs}
+        self._committed = committed
+
+    def run_due(self, limit: int = 100) -> int:
+        """Decide what is due now; returns how many subjects were looked at."""
+        with self._database.transaction() as tx:
+            found = tx.rows(
+                """SELECT job, subject, lock_key, min(id) AS first FROM due
+                   WHERE due_at <= clock_timestamp() AND job = ANY(%(jobs)s)
+                     AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = job)
+                   GROUP BY job, subject, lock_key ORDER BY first LIMIT %(limit)s""",
+                jobs=list(self._jobs),
+                limit=limit,
+            )
+        for row in found:
+            self._decide(self._jobs[row.job], row.subject, row.lock_key)
+        return len(found)
+
+    def _decide(self, job: Job, subject: str, lock_key: int) -> None:
+        with self._database.transaction() as tx:
+            if job.exclusive:
+                tx.lock_exclusive([lock_key])
+            else:
+                tx.lock_shared([lock_key])
+            taken = tx.rows(
+                """DELETE FROM due WHERE job = %(job)s AND subject = %(subject)s AND due_at <= clock_timestamp()
+                   RETURNING id, cause_id, correlation_id, traceparent""",
+                job=job.name,
+                subject=subject,
+            )
+            if not taken:
+                return  # another replica was faster
+            last = max(taken, key=lambda row: row.id)
+            with metrics.timed(metrics.HANDLER, type=job.name):
+                job.decide(tx, subject, Cause(last.cause_id, last.correlation_id, last.traceparent))
+            crash.reached("job.before_commit", 1, job.name)
+        metrics.JOBS.labels(job.name, "decided").inc()
+        crash.reached("job.after_commit", 1, job.name)
+        self._committed()
+
+    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.25) -> None:
+        while not stop.is_set():
+            wake.clear()
+            try:
+                found = await asyncio.to_thread(self.run_due)
+            except Transient as error:
+                _log.warning("database", error=str(error))
+                found = 0
+                await asyncio.sleep(0.5)
+            if not found:
+                try:
+                    await asyncio.wait_for(wake.wait(), poll_seconds)
+                except TimeoutError:
+                    continue

@@ -1,0 +1,59 @@
+"""Connections to Kafka. Whatever stands in ALMONER_KAFKA_* goes to librdkafka as it is (SASL, TLS and all the rest)."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, Producer
+
+from libs.common.errors import Fatal
+
+PREFIX = "ALMONER_KAFKA_"
+
+
+def connection(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """ALMONER_KAFKA_SASL_MECHANISM=… -> {"sasl.mechanism": …}. Raises Fatal without ALMONER_KAFKA_BOOTSTRAP_SERVERS."""
+    config = {
+        name.removeprefix(PREFIX).lower().replace("_", "."): value for name, value in environ.items() if name.startswith(PREFIX)
+    }
+    if not config.get("bootstrap.servers"):
+        raise Fatal(f"{PREFIX}BOOTSTRAP_SERVERS is not set: name the Kafka brokers as host:port, comma between")
+    return config
+
+
+def producer(client_id: str, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Producer:
+    """Idempotent, acknowledged by all in-sync replicas, keys on the partitions that Java's clients choose."""
+    return Producer(
+        {
+            "enable.idempotence": True,
+            "acks": "all",
+            "compression.type": "zstd",
+            "partitioner": "murmur2_random",
+            "linger.ms": 2,
+            "message.max.bytes": 4_500_000,
+            "queue.buffering.max.kbytes": 65_536,
+            "client.id": client_id,
+            **connection(environ),
+            **overrides,
+        }
+    )
+
+
+def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
+    """A member of a group of the new protocol (KIP-848; ALMONER_KAFKA_GROUP_PROTOCOL=classic for brokers before 4.0)."""
+    config: dict[str, Any] = {
+        "group.id": group,
+        "client.id": client_id,
+        "group.protocol": "consumer",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        # Bounds what is prefetched, in bytes: one event may be hundreds of kilobytes.
+        "queued.max.messages.kbytes": 8_192,
+        "fetch.queue.backoff.ms": 20,
+        "max.partition.fetch.bytes": 2_000_000,
+        "fetch.wait.max.ms": 500,
+        **connection(),
+        **overrides,
+    }
+    return Consumer(config)

@@ -1,0 +1,37 @@
+"""What /metrics shows. Names of lag are those that public dashboards use; times are seconds."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# From milliseconds (a fold) to hours (an event that waited for its envelope's day).
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)
+
+LAG = Gauge("kafka_consumergroup_lag", "Messages not yet consumed", ["consumergroup", "topic", "partition"])
+OFFSET = Gauge("kafka_consumergroup_current_offset", "Next offset to consume", ["consumergroup", "topic", "partition"])
+EVENT_AGE = Histogram("almoner_event_age_seconds", "Age of an event when handled", ["type"], buckets=_SECONDS)
+HANDLED = Counter("almoner_events_handled_total", "Events handled", ["type", "outcome"])
+HANDLER = Histogram("almoner_handler_seconds", "Duration of a handler's call with a set of events", ["type"], buckets=_SECONDS)
+CALLS = Counter("almoner_calls_total", "Outside calls", ["kind", "outcome"])
+CALL = Histogram("almoner_call_seconds", "Duration of outside calls", ["kind"], buckets=_SECONDS)
+JOBS = Counter("almoner_jobs_total", "Decisions taken after commit", ["job", "outcome"])
+DEAD_LETTERS = Counter("almoner_dead_letters_total", "Messages set aside", ["topic", "code"])
+RELAYED = Counter("almoner_relayed_total", "Events published")
+LATE_SETTLES = Counter("almoner_late_settles_total", "Answers that came after their lease was lost", ["kind"])
+PAUSED = Gauge("almoner_paused", "1 while a stage is paused, by an operator or by a breaker", ["stage"])
+WORK = Gauge("almoner_work_rows", "Outside calls by state", ["kind", "state"])
+WORK_OLDEST = Gauge("almoner_work_oldest_seconds", "Age of the oldest outside call still to be made", ["kind"])
+OUTBOX_ROWS = Gauge("almoner_outbox_rows", "Events committed and not yet published")
+OUTBOX_AGE = Gauge("almoner_outbox_oldest_seconds", "Age of the oldest event not yet published")
+OUTBOX_STUCK = Gauge("almoner_outbox_stuck_rows", "Events the broker will never take; each stops its key")
+
+
+@contextmanager
+def timed(histogram: Histogram, **labels: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        histogram.labels(**labels).observe(time.perf_counter() - started)

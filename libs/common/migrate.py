@@ -1,0 +1,93 @@
+"""One schema, one role and one Alembic history per service; migrations run under a session lock, as the database's owner.
+
+Role `almoner_<service>` may use its own schema and nothing else; `almoner_ops` may select from published `ops_*` views.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+
+from libs.common.db import lock_key_text
+from libs.common.errors import Fatal
+
+OPS_ROLE = "almoner_ops"
+_ROOT = Path(__file__).parent.parent.parent
+
+_ROLE = "DO $$ BEGIN CREATE ROLE {0} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+
+
+def scripts(service: str) -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(_ROOT / "services" / service / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return ScriptDirectory.from_config(config)
+
+
+def migrate(url: str, service: str) -> None:
+    """Bring the service's schema to this release's revision. Needs a login that owns the database; runs as often as asked."""
+    directory = scripts(service)
+    engine = sqlalchemy.create_engine(url, connect_args={"options": f"-c search_path={service}"})
+    with engine.connect() as connection:
+        # Roles are the cluster's: one lock for all services, taken for this session.
+        connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (lock_key_text("migrate"),))
+        connection.commit()
+        role = f"almoner_{service}"
+        for name in (role, OPS_ROLE):
+            connection.exec_driver_sql(_ROLE.format(name))
+        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {service}")
+        connection.commit()
+
+        def upgrade(revision: Any, _context: Any) -> Any:
+            return directory._upgrade_revs("head", revision)
+
+        environment = EnvironmentContext(Config(), directory, fn=upgrade)
+        with environment:
+            environment.configure(connection=connection, version_table_schema=service)
+            with environment.begin_transaction():
+                environment.run_migrations()
+        connection.commit()
+        for grant in _grants(service, role):
+            connection.exec_driver_sql(grant)
+        connection.commit()
+    engine.dispose()
+
+
+def _grants(service: str, role: str) -> list[str]:
+    ops_views = (
+        f"DO $$ DECLARE v text; BEGIN FOR v IN SELECT table_name FROM information_schema.views "
+        f"WHERE table_schema = '{service}' AND table_name LIKE 'ops\\_%' LOOP "
+        f"EXECUTE format('GRANT SELECT ON {service}.%I TO {OPS_ROLE}', v); END LOOP; END $$"
+    )
+    return [
+        f"GRANT USAGE ON SCHEMA {service} TO {role}, {OPS_ROLE}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {service} TO {role}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {service} TO {role}",
+        f"REVOKE INSERT, UPDATE, DELETE ON {service}.alembic_version FROM {role}",
+        f"REVOKE UPDATE, DELETE ON {service}.audit FROM {role}",
+        ops_views,
+        f"DO $$ BEGIN EXECUTE format('GRANT {role}, {OPS_ROLE} TO %I', current_user); END $$",
+    ]
+
+
+def check_revision(engine: sqlalchemy.Engine, service: str) -> None:
+    """Raises Fatal where the schema is older than this release. A newer one is fine: old replicas restart during a roll-out."""
+    directory = scripts(service)
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection, opts={"version_table_schema": service}).get_current_revision()
+    known = {script.revision for script in directory.walk_revisions()}
+    if current is None or (current in known and current != directory.get_current_head()):
+        raise Fatal(
+            f"schema {service} is at revision {current}, this release needs {directory.get_current_head()}: "
+            f"run `python -m services.{service} migrate` first"
+        )
+
+
+def run_sql(bind: sqlalchemy.Connection, sql: str) -> None:
+    """Several statements of plain SQL, in which % and : mean themselves."""
+    cursor = bind.connection.cursor()
+    cursor.execute(sql)

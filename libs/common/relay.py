@@ -1,0 +1,144 @@
+"""Outbox -> Kafka. One relay is active per service, the others stand by; two at once would only repeat themselves.
+
+Rows go in the order of their ids among those that are committed, and are deleted on their delivery report. There is no
+cursor: sequence order is not commit order. A row that the broker will never take stops its key, not the service.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy
+import zstandard
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from libs.common import crash, metrics
+from libs.common.db import Database, lock_key_text
+from libs.common.errors import Transient
+from libs.common.log import get
+from libs.common.outbox import load_headers
+
+BATCH_ROWS = 500
+BATCH_BYTES = 8_000_000
+POLL_SECONDS = 0.05
+DELIVERY_SECONDS = 30
+MAX_BODY_BYTES = 8_000_000
+
+# Answers of the broker or the client which no repetition changes.
+_NEVER = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_MSG,
+    KafkaError.INVALID_RECORD,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError._INVALID_ARG,
+}
+
+_log = get("relay")
+
+
+class Relay:
+    """Publishes a service's outbox until `stop` is set; `wake` saves the wait for the next poll."""
+
+    def __init__(self, database: Database, producer: Producer, topic_prefix: str) -> None:
+        self._database = database
+        self._producer = producer
+        self._prefix = topic_prefix
+        self.wake = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        key = lock_key_text(f"relay/{self._database.service}")
+        while not stop.is_set():
+            try:
+                engine = self._database.engine.execution_options(isolation_level="AUTOCOMMIT")
+                with engine.connect() as session:
+                    if not session.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (key,)).scalar_one():
+                        stop.wait(1.0)  # another replica's relay is active
+                        continue
+                    try:
+                        self._drain_until(stop, session)
+                    finally:
+                        session.invalidate()  # ends the session and with it the lock, whatever state it is in
+            except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError, Transient) as error:
+                _log.warning("relay waits", error=str(error).splitlines()[0])
+                stop.wait(1.0)
+
+    def _drain_until(self, stop: threading.Event, session: sqlalchemy.Connection) -> None:
+        while True:
+            self.wake.clear()
+            last = stop.is_set()  # whatever was committed before the stop still goes out
+            published = self.publish_once()
+            if last and not published:
+                return
+            if not published:
+                session.exec_driver_sql("SELECT 1")  # without this session there is no lock
+                self.wake.wait(POLL_SECONDS)
+
+    def publish_once(self) -> int:
+        """Publish what is there, at most one batch; returns the number of rows that went."""
+        with self._database.transaction() as tx:
+            rows = tx.rows(
+                """SELECT id, topic, key, headers, body FROM (
+                       SELECT *, sum(length(body)) OVER (ORDER BY id) AS bytes FROM (
+                           SELECT * FROM outbox o WHERE stuck IS NULL AND NOT EXISTS (
+                               SELECT 1 FROM outbox s
+                               WHERE s.stuck IS NOT NULL AND s.topic = o.topic AND s.key IS NOT DISTINCT FROM o.key)
+                           ORDER BY id LIMIT %(rows)s) AS head) AS summed
+                   WHERE bytes - length(body) < %(bytes)s ORDER BY id""",
+                rows=BATCH_ROWS,
+                bytes=BATCH_BYTES,
+            )
+        if not rows:
+            return 0
+        delivered, stuck = self._produce(rows)
+        crash.reached("relay.after_delivery", len(delivered))
+        with self._database.transaction() as tx:
+            if delivered:
+                tx.run("DELETE FROM outbox WHERE id = ANY(%(ids)s)", ids=delivered)
+            for row_id, reason in stuck.items():
+                tx.run("UPDATE outbox SET stuck = %(reason)s WHERE id = %(id)s", reason=reason, id=row_id)
+        crash.reached("relay.after_delete", len(delivered))
+        metrics.RELAYED.inc(len(delivered))
+        if len(delivered) + len(stuck) < len(rows):
+            raise Transient(f"{len(rows) - len(delivered)} events not acknowledged")
+        return len(delivered)
+
+    def _produce(self, rows: Sequence[Any]) -> tuple[list[int], dict[int, str]]:
+        delivered: list[int] = []
+        stuck: dict[int, str] = {}
+        failed_keys: set[tuple[str, bytes | None]] = set()
+
+        def on_delivery(row_id: int) -> Any:
+            def report(error: KafkaError | None, _message: Message) -> None:
+                if error is None:
+                    delivered.append(row_id)
+                elif error.code() in _NEVER:
+                    stuck[row_id] = str(error)
+                    _log.error("event cannot be published; its key is stopped", outbox_id=row_id, error=str(error))
+                else:
+                    _log.warning("event not acknowledged, will be sent again", outbox_id=row_id, error=str(error))
+
+            return report
+
+        for row in rows:
+            key = bytes(row.key) if row.key is not None else None
+            if (row.topic, key) in failed_keys:
+                continue
+            try:
+                self._producer.produce(
+                    self._prefix + row.topic,
+                    key=key,
+                    value=zstandard.decompress(bytes(row.body), max_output_size=MAX_BODY_BYTES),
+                    headers=list[tuple[str, str | bytes | None]](load_headers(row.headers)),
+                    on_delivery=on_delivery(row.id),
+                )
+            except KafkaException as error:
+                failed_keys.add((row.topic, key))
+                if error.args[0].code() in _NEVER:
+                    stuck[row.id] = str(error.args[0])
+                    _log.error("event cannot be published; its key is stopped", outbox_id=row.id, error=str(error))
+            except BufferError:
+                self._producer.flush(DELIVERY_SECONDS)
+                break  # the rest goes with the next batch
+        crash.reached("relay.after_produce", len(rows))
+        self._producer.flush(DELIVERY_SECONDS)
+        return delivered, stuck

@@ -1,0 +1,239 @@
+"""One service, one process, one command with verbs: `python -m services.<name> run | consume | work | relay | migrate`.
+
+`run` does all of consuming, working and relaying in one process, so that a commit wakes the next step at once.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from starlette.routing import BaseRoute
+
+from libs.common import commands, consumer, inbox, kafka, log, metrics, migrate
+from libs.common.clock import utc_now
+from libs.common.config import ServiceSettings
+from libs.common.db import Database
+from libs.common.errors import Fatal, Transient
+from libs.common.health import HttpServer
+from libs.common.jobs import Job, JobRunner
+from libs.common.relay import Relay
+from libs.common.workqueue import CallOut, Worker
+
+_LIVE_SECONDS = 60
+
+_log = log.get("service")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a service's wiring hands to the runtime."""
+
+    routes: consumer.Routes
+    callouts: Sequence[CallOut] = ()
+    jobs: Sequence[Job] = ()
+    http: Sequence[BaseRoute] = ()
+    background: Sequence[Callable[[threading.Event], None]] = field(default=())  # loops of the service's own (`work`)
+
+
+Wire = Callable[[ServiceSettings, Database], Parts]
+
+
+def main(settings_class: type[ServiceSettings], wire: Wire, argv: Sequence[str] | None = None) -> None:
+    name = settings_class.SERVICE
+    parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=f"Almoner's {name} service")
+    parser.add_argument("verb", choices=["run", "consume", "work", "relay", "migrate"])
+    verb = parser.parse_args(argv).verb
+    settings = settings_class.load()
+    log.configure(name, settings.log_level)
+    try:
+        if verb == "migrate":
+            migrate.migrate(settings.database_url.get_secret_value(), name)
+        else:
+            _Process(settings, wire, verb).run()
+    except Fatal as error:
+        _log.critical("cannot go on", error=str(error))
+        sys.exit(1)
+
+
+class _Process:
+    def __init__(self, settings: ServiceSettings, wire: Wire, verb: str) -> None:
+        self.settings = settings
+        self.name = settings.SERVICE
+        self.stop = threading.Event()
+        self.failed: BaseException | None = None
+        self.database = Database(settings.database_url.get_secret_value(), self.name, pool_size=settings.pool_size)
+        self.verb = verb
+        self.parts = wire(settings, self.database)
+        self.loop: consumer.Loop | None = None
+        self._wakes: list[Callable[[], None]] = []
+
+    def does(self, verb: str) -> bool:
+        return self.verb in ("run", verb)
+
+    def run(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        signal.signal(signal.SIGINT, lambda *_: self.stop.set())
+        self._wait_for_database()
+        settings = self.settings
+        http = HttpServer(
+            settings.http_host,
+            settings.http_port,
+            self._live,
+            self._ready,
+            self.parts.http if self.does("consume") else (),
+        )
+        port = http.start()
+        threads = []
+        if self.does("relay"):
+            relay = Relay(self.database, kafka.producer(f"almoner-{self.name}"), settings.topic_prefix)
+            self._wakes.append(relay.wake.set)
+            threads.append(self._thread("relay", lambda: relay.run(self.stop)))
+        if self.does("work"):
+            threads.append(self._thread("work", lambda: asyncio.run(self._work())))
+            threads += [
+                self._thread(f"background-{number}", lambda run=run: run(self.stop))  # type: ignore[misc]
+                for number, run in enumerate(self.parts.background)
+            ]
+        if self.does("consume"):
+            threads.append(self._thread("consume", self._consume))
+        threads.append(self._thread("housekeeping", self._keep_house))
+        _log.info("started", verb=self.verb, port=port, pid=os.getpid())
+        while not self.stop.wait(0.5):
+            pass
+        until = time.monotonic() + settings.shutdown_seconds
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        late = [thread.name for thread in threads if thread.is_alive()]
+        http.stop()
+        if self.failed is not None or late:
+            _log.error("stopped", failed=repr(self.failed) if self.failed else None, not_drained=late)
+            sys.stderr.flush()
+            os._exit(1)
+        self.database.close()
+        _log.info("stopped")
+
+    def _thread(self, name: str, target: Callable[[], object]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                target()
+            except Fatal as error:
+                _log.critical("cannot go on", error=str(error))
+                self.failed = error
+            except BaseException as error:
+                _log.exception("a part of the process failed", part=name)
+                self.failed = error
+            if self.failed is not None:
+                self.stop.set()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def committed(self) -> None:
+        """Something was committed: whoever may have work from it looks now instead of at the next poll."""
+        for wake in self._wakes:
+            wake()
+
+    def _consume(self) -> None:
+        settings = self.settings
+        limits = consumer.Limits(
+            settings.consume_max_messages,
+            settings.consume_max_bytes,
+            settings.consume_max_failures,
+            settings.consume_breaker,
+        )
+        routes = commands.with_common(self.name, self.parts.routes)
+        fold = consumer.Fold(self.database, routes, limits, committed=self.committed)
+        group = f"{settings.topic_prefix}almoner-{self.name}"
+        client = kafka.consumer(group, f"almoner-{self.name}-{os.getpid()}")
+        self.loop = consumer.Loop(client, fold, routes, group, settings.topic_prefix)
+        self.loop.run(self.stop)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        runners: list[tuple[asyncio.Event, Callable[[asyncio.Event], object]]] = []
+        for callout in self.parts.callouts:
+            worker = Worker(self.database, callout, self.settings.limits(callout.kind), self.committed)
+            runners.append((asyncio.Event(), lambda wake, worker=worker: worker.run(wake, self.stop)))  # type: ignore[misc]
+        if self.parts.jobs:
+            jobs = JobRunner(self.database, self.parts.jobs, self.committed)
+            runners.append((asyncio.Event(), lambda wake: jobs.run(wake, self.stop)))
+
+        def wake_all() -> None:
+            for wake, _ in runners:
+                wake.set()
+
+        def from_any_thread() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake_all)
+
+        self._wakes.append(from_any_thread)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for wake, start in runners:
+                    group.create_task(start(wake))  # type: ignore[arg-type]
+        finally:
+            self._wakes.remove(from_any_thread)
+
+    def _wait_for_database(self) -> None:
+        while not self.stop.is_set():
+            try:
+                with self.database.transaction() as tx:
+                    tx.run("SELECT 1")
+                migrate.check_revision(self.database.engine, self.name)
+                inbox.keep_partitions(self.database, utc_now())
+                return
+            except Transient as error:
+                _log.warning("waiting for the database", error=str(error))
+                self.stop.wait(1.0)
+
+    def _keep_house(self) -> None:
+        """Every few seconds: gauges; once an hour: the inbox's partitions."""
+        hourly = time.monotonic() + 3600
+        while not self.stop.wait(5.0):
+            try:
+                self._measure()
+                if time.monotonic() > hourly:
+                    inbox.keep_partitions(self.database, utc_now())
+                    hourly = time.monotonic() + 3600
+            except Transient as error:
+                _log.warning("database", error=str(error))
+
+    def _measure(self) -> None:
+        with self.database.transaction() as tx:
+            outbox = tx.one("SELECT rows, stuck, extract(epoch FROM clock_timestamp() - oldest) AS age FROM ops_outbox")
+            work = tx.rows(
+                """SELECT kind, state, rows, extract(epoch FROM clock_timestamp() - oldest) AS age FROM ops_work_summary"""
+            )
+        metrics.OUTBOX_ROWS.set(outbox.rows)
+        metrics.OUTBOX_STUCK.set(outbox.stuck)
+        metrics.OUTBOX_AGE.set(outbox.age or 0)
+        metrics.WORK.clear()
+        metrics.WORK_OLDEST.clear()
+        for row in work:
+            metrics.WORK.labels(row.kind, row.state).set(row.rows)
+            if row.state == "PENDING":
+                metrics.WORK_OLDEST.labels(row.kind).set(row.age)
+
+    def _live(self) -> str:
+        if self.loop is not None and time.monotonic() - self.loop.moved_at > _LIVE_SECONDS:
+            return f"the poll loop has not moved for {_LIVE_SECONDS} s"
+        return ""
+
+    def _ready(self) -> str:
+        if self.stop.is_set():
+            return "stopping"
+        if self.does("consume") and (self.loop is None or not self.loop.ready):
+            return "not consuming"
+        try:
+            with self.database.transaction() as tx:
+                tx.run("SELECT 1")
+        except Transient as error:
+            return str(error)
+        return ""

@@ -1,0 +1,448 @@
+"""The call-out: claim -> call -> settle. No network call inside a transaction, no call without a stored key and a lease.
+
+The runtime knows whether an earlier attempt may have been acted upon (`Claim.ambiguous`); what may be repeated then is the
+domain's decision, taken in `take` from what the other side declares: call again (a read, or with the same key), ask first,
+or let it be unknown.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+import httpx
+
+from libs.common import crash, metrics
+from libs.common.db import Database, Tx
+from libs.common.envelope import Cause
+from libs.common.errors import LeaseLost, Transient
+from libs.common.log import get
+from libs.common.retry import backoff_seconds
+
+MARGIN_SECONDS = 2.0  # by which a lease must outlast a call
+
+_log = get("work")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One unit of work under our lease. `deadline` is monotonic time: nothing may be sent that could outlast it."""
+
+    kind: str
+    subject: str
+    lock_key: int
+    idempotency_key: UUID
+    lease_token: UUID
+    attempt: int
+    ambiguous: bool
+    deadline: float
+    timeout_seconds: float
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The other side answered; `value` is the answer in the domain's words, a refusal among them."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Nothing happened, for certain: it may be tried again."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaybeDone:
+    """It may have happened: the answer was lost, or makes no sense."""
+
+    code: str
+    message: str
+    repeatable: bool = False  # the same call (a read, the same key, or a question) may find out
+
+
+Answer = Done | NotSent | MaybeDone
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """`take`'s decision not to call: what an earlier attempt did cannot be found out by calling."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """`take`'s decision not to call: there is nothing to do any more."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """`take`'s decision not to call yet (a stage before it, a hold)."""
+
+    seconds: float
+    code: str = ""
+
+
+State = Literal["DONE", "PENDING", "UNKNOWN", "ERROR"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A claim with what came of it; `state` is where the work row stands now."""
+
+    claim: Claim
+    answer: Answer | Unknown
+    state: State
+
+
+class CallOut(Protocol):
+    """One kind of outside call. `take` and `settle` run in the runtime's transactions, `call` in none."""
+
+    kind: str
+    exclusive: bool  # settle under the envelope's exclusive lock instead of the shared one
+
+    def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
+        """subject -> request to call with, or Unknown, Void, Later. Runs under the envelopes' shared locks."""
+        ...
+
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> Answer: ...
+
+    def settle(self, tx: Tx, settled: Settled) -> None:
+        """Store the outcome and say it. Runs only while the lease still holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one kind: how much at once, how long, how often."""
+
+    concurrency: int = 4
+    timeout_seconds: float = 30.0
+    lease_seconds: float = 60.0
+    max_attempts: int = 3
+    backoff_first_seconds: float = 1.0
+    backoff_max_seconds: float = 300.0
+
+
+def enqueue(tx: Tx, kind: str, subjects: Sequence[str], lock_keys: Sequence[int], causes: Sequence[Cause]) -> None:
+    """Insert work to be done now; what is already there stays as it is."""
+    tx.run(
+        """INSERT INTO work (kind, subject, lock_key, cause_id, correlation_id, traceparent)
+           SELECT %(kind)s, * FROM unnest(%(subjects)s::text[], %(lock_keys)s::bigint[], %(causes)s::text[],
+                                          %(correlations)s::text[], %(traces)s::text[])
+           ON CONFLICT (kind, subject) DO NOTHING""",
+        kind=kind,
+        subjects=list(subjects),
+        lock_keys=list(lock_keys),
+        causes=[cause.id for cause in causes],
+        correlations=[cause.correlation_id for cause in causes],
+        traces=[cause.traceparent for cause in causes],
+    )
+
+
+def retry(tx: Tx, kind: str, subjects: Sequence[str]) -> list[str]:
+    """Give work in ERROR a new set of attempts; all of the kind if `subjects` is empty. Never what is unknown."""
+    return [
+        row.subject
+        for row in tx.rows(
+            """UPDATE work SET state = 'PENDING', tries = 0, due_at = clock_timestamp(), updated_at = clock_timestamp()
+               WHERE kind = %(kind)s AND state = 'ERROR'
+                 AND (cardinality(%(subjects)s::text[]) = 0 OR subject = ANY(%(subjects)s::text[])) RETURNING subject""",
+            kind=kind,
+            subjects=list(subjects),
+        )
+    ]
+
+
+def finish(tx: Tx, kind: str, subjects: Sequence[str], state: Literal["DONE", "VOID"], code: str) -> None:
+    """End work from outside (a statement line, an operator): voids the lease, so a later settle does nothing."""
+    tx.run(
+        """UPDATE work SET state = %(state)s, code = %(code)s, ambiguous = false, lease_token = NULL, leased_until = NULL,
+                  updated_at = clock_timestamp()
+           WHERE kind = %(kind)s AND subject = ANY(%(subjects)s::text[]) AND state NOT IN ('DONE', 'VOID')""",
+        kind=kind,
+        subjects=list(subjects),
+        state=state,
+        code=code,
+    )
+
+
+class Worker:
+    """Runs one kind of call. Several workers of one kind, here or elsewhere, share the rows by their leases."""
+
+    def __init__(self, database: Database, callout: CallOut, limits: Limits, committed: Callable[[], None]) -> None:
+        if limits.lease_seconds <= limits.timeout_seconds + MARGIN_SECONDS:
+            raise ValueError(f"{callout.kind}: the lease must outlast time-out and margin")
+        self._database = database
+        self._callout = callout
+        self._limits = limits
+        self._committed = committed  # whoever waits for what we commit (the relay, other kinds)
+        self.kind = callout.kind
+
+    def claim(self, free: int) -> list[tuple[Claim, Any]]:
+        """Claim at most `free` due rows. What an earlier attempt left open comes back as ambiguous."""
+        started = time.monotonic()
+        calls: list[tuple[Claim, Any]] = []
+        with self._database.transaction() as tx:
+            keys = self._candidates(tx, free)
+            if not keys:
+                return []
+            tx.lock_shared(key for _, key in keys)
+            claims = self._lease(tx, [subject for subject, _ in keys], free, started + self._limits.lease_seconds)
+            decisions = self._callout.take(tx, claims) if claims else {}
+            for claim in claims:
+                decision = decisions[claim.subject]
+                if isinstance(decision, Unknown | Void | Later):
+                    self._decline(tx, claim, decision)
+                else:
+                    calls.append((claim, decision))
+            if calls:
+                tx.run(
+                    """INSERT INTO attempts (kind, subject, attempt, lease_token)
+                       SELECT %(kind)s, * FROM unnest(%(subjects)s::text[], %(attempts)s::int[], %(tokens)s::uuid[])""",
+                    kind=self.kind,
+                    subjects=[claim.subject for claim, _ in calls],
+                    attempts=[claim.attempt for claim, _ in calls],
+                    tokens=[claim.lease_token for claim, _ in calls],
+                )
+            crash.reached("call.before_claim_commit", len(calls), self.kind)
+        if len(calls) < len(claims):
+            self._committed()
+        crash.reached("call.after_claim", len(calls), self.kind)
+        return calls
+
+    def _candidates(self, tx: Tx, free: int) -> list[tuple[str, int]]:
+        # Without row locks: whoever decides under the envelope's lock must not wait for us while we wait for the lock.
+        rows = tx.rows(
+            """(SELECT subject, lock_key FROM work WHERE kind = %(kind)s AND state = 'PENDING'
+                   AND due_at <= clock_timestamp() AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = %(kind)s)
+                ORDER BY due_at LIMIT %(some)s)
+               UNION ALL
+               (SELECT subject, lock_key FROM work WHERE kind = %(kind)s AND state = 'CLAIMED'
+                   AND leased_until < clock_timestamp() AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = %(kind)s)
+                ORDER BY leased_until LIMIT %(some)s)""",
+            kind=self.kind,
+            some=free * 4,  # other replicas see the same rows first
+        )
+        return [(row.subject, row.lock_key) for row in rows]
+
+    def _lease(self, tx: Tx, subjects: Sequence[str], free: int, deadline: float) -> list[Claim]:
+        # Read again after the lock: what was decided under it while we waited counts.
+        rows = tx.rows(
+            """UPDATE work SET state = 'CLAIMED', ambiguous = ambiguous OR state = 'CLAIMED',
+                      attempts_started = attempts_started + 1, tries = tries + 1, lease_token = gen_random_uuid(),
+                      leased_until = clock_timestamp() + make_interval(secs => %(lease)s), updated_at = clock_timestamp()
+               WHERE kind = %(kind)s AND subject IN (
+                   SELECT subject FROM work WHERE kind = %(kind)s AND subject = ANY(%(subjects)s::text[])
+                      AND (state = 'PENDING' AND due_at <= clock_timestamp()
+                           OR state = 'CLAIMED' AND leased_until < clock_timestamp())
+                   ORDER BY due_at LIMIT %(free)s FOR UPDATE SKIP LOCKED)
+               RETURNING *""",
+            kind=self.kind,
+            subjects=list(subjects),
+            free=free,
+            lease=self._limits.lease_seconds,
+        )
+        return [
+            Claim(
+                self.kind,
+                row.subject,
+                row.lock_key,
+                row.idempotency_key,
+                row.lease_token,
+                row.attempts_started,
+                row.ambiguous,
+                deadline,
+                self._limits.timeout_seconds,
+                Cause(row.cause_id, row.correlation_id, row.traceparent),
+            )
+            for row in rows
+        ]
+
+    def _decline(self, tx: Tx, claim: Claim, decision: Unknown | Void | Later) -> None:
+        """Not called after all: the attempt does not count."""
+        state = {Unknown: "UNKNOWN", Void: "VOID", Later: "PENDING"}[type(decision)]
+        tx.run(
+            """UPDATE work SET state = %(state)s, code = %(code)s, message = %(message)s, lease_token = NULL,
+                      leased_until = NULL, attempts_started = attempts_started - 1, tries = tries - 1,
+                      due_at = clock_timestamp() + make_interval(secs => %(seconds)s), updated_at = clock_timestamp(),
+                      attempts_finished = least(attempts_finished, attempts_started - 1)
+               WHERE kind = %(kind)s AND subject = %(subject)s""",
+            kind=self.kind,
+            subject=claim.subject,
+            state=state,
+            code=decision.code,
+            message=getattr(decision, "message", ""),
+            seconds=decision.seconds if isinstance(decision, Later) else 0,
+        )
+        if isinstance(decision, Unknown):
+            self._callout.settle(tx, Settled(claim, decision, "UNKNOWN"))
+
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> Answer:
+        try:
+            with metrics.timed(metrics.CALL, kind=self.kind):
+                return await self._callout.call(client, claim, request)
+        except LeaseLost as error:
+            return NotSent("LEASE_LOST", str(error))
+
+    def settle(self, claim: Claim, answer: Answer) -> None:
+        """Store what came of a call; if the lease is no longer ours, only that it came too late."""
+        crash.reached("call.after_answer", 1, self.kind)
+        with self._database.transaction() as tx:
+            (tx.lock_exclusive if self._callout.exclusive else tx.lock_shared)([claim.lock_key])
+            state = self._settle_row(tx, claim, answer)
+            self._log_attempt(tx, claim, answer, late=state is None)
+            if state is not None:
+                self._callout.settle(tx, Settled(claim, answer, state))
+            crash.reached("call.before_settle_commit", 1, self.kind)
+        outcome = type(answer).__name__ if state is not None else "late"
+        metrics.CALLS.labels(self.kind, outcome).inc()
+        if state is None:
+            metrics.LATE_SETTLES.labels(self.kind).inc()
+            _log.warning("late settle refused", kind=self.kind, subject=claim.subject, attempt=claim.attempt)
+        elif not isinstance(answer, Done):
+            _log.warning("call failed", kind=self.kind, subject=claim.subject, state=state, code=answer.code)
+        crash.reached("call.after_settle", 1, self.kind)
+        self._committed()
+
+    def _settle_row(self, tx: Tx, claim: Claim, answer: Answer) -> State | None:
+        """Guarded by the lease token. None: the lease was taken over or voided, nothing changed."""
+        limits = self._limits
+        ambiguous = isinstance(answer, MaybeDone)
+        row = tx.rows(
+            """UPDATE work SET
+                   state = CASE WHEN %(done)s THEN 'DONE'
+                                WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'
+                                WHEN tries < %(max_attempts)s THEN 'PENDING'
+                                WHEN ambiguous OR %(ambiguous)s THEN 'UNKNOWN' ELSE 'ERROR' END,
+                   ambiguous = NOT %(done)s AND (ambiguous OR %(ambiguous)s),
+                   code = %(code)s, message = %(message)s, attempts_finished = attempts_started,
+                   due_at = clock_timestamp() + make_interval(secs => %(backoff)s),
+                   lease_token = NULL, leased_until = NULL, updated_at = clock_timestamp()
+               WHERE kind = %(kind)s AND subject = %(subject)s AND state = 'CLAIMED' AND lease_token = %(token)s
+               RETURNING state""",
+            kind=self.kind,
+            subject=claim.subject,
+            token=claim.lease_token,
+            done=isinstance(answer, Done),
+            ambiguous=ambiguous,
+            repeatable=not ambiguous or answer.repeatable,  # type: ignore[union-attr]
+            max_attempts=limits.max_attempts,
+            code=None if isinstance(answer, Done) else answer.code,
+            message=None if isinstance(answer, Done) else answer.message[:500],
+            backoff=backoff_seconds(claim.attempt, limits.backoff_max_seconds, limits.backoff_first_seconds),
+        )
+        return row[0].state if row else None
+
+    def _log_attempt(self, tx: Tx, claim: Claim, answer: Answer, *, late: bool) -> None:
+        tx.run(
+            """UPDATE attempts SET finished_at = clock_timestamp(), outcome = %(outcome)s, code = %(code)s,
+                      message = %(message)s, late = %(late)s
+               WHERE kind = %(kind)s AND subject = %(subject)s AND lease_token = %(token)s""",
+            kind=self.kind,
+            subject=claim.subject,
+            token=claim.lease_token,
+            outcome=type(answer).__name__,
+            code=None if isinstance(answer, Done) else answer.code,
+            message=None if isinstance(answer, Done) else answer.message[:500],
+            late=late,
+        )
+
+    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.5) -> None:
+        """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled."""
+        running: set[asyncio.Task[None]] = set()
+        # A connection per call: one kept alive may be closed by the other side just as we write, and a payment whose
+        # request met that can't be told from one that was taken.
+        limits = httpx.Limits(max_connections=self._limits.concurrency, max_keepalive_connections=0)
+        timeout = httpx.Timeout(self._limits.timeout_seconds, connect=min(5.0, self._limits.timeout_seconds))
+        async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False) as client:
+            while not stop.is_set():
+                wake.clear()
+                free = self._limits.concurrency - len(running)
+                claimed = await _when_possible(self.claim, free) if free else []
+                for claim, request in claimed or []:
+                    task = asyncio.create_task(self._one(client, claim, request))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    task.add_done_callback(lambda _: wake.set())
+                if not claimed:
+                    await _wait(wake, poll_seconds)
+                for task in [task for task in running if task.done()]:
+                    task.result()  # a bug in a handler ends the process, visibly
+            await asyncio.gather(*running)
+
+    async def _one(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> None:
+        answer = await self.call(client, claim, request)
+        attempt = 0
+        while await _when_possible(self._settled, claim, answer) is None:
+            attempt += 1
+            await asyncio.sleep(backoff_seconds(attempt, 5.0))  # the answer is worth waiting for the database
+
+    def _settled(self, claim: Claim, answer: Answer) -> bool:
+        self.settle(claim, answer)
+        return True
+
+
+def must_not_outlast(claim: Claim, seconds: float) -> None:
+    """Raises LeaseLost unless the lease outlasts `seconds` from now: a process that slept must not send."""
+    if time.monotonic() + seconds > claim.deadline:
+        raise LeaseLost(f"{claim.kind} {claim.subject}: the lease ends before an answer could come; not sent")
+
+
+async def post(
+    client: httpx.AsyncClient, claim: Claim, url: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> httpx.Response | NotSent | MaybeDone:
+    """POST JSON under a claim. NotSent only before the first byte was written; after it every failure is MaybeDone.
+
+    Raises LeaseLost where the lease would not outlast the call."""
+    must_not_outlast(claim, claim.timeout_seconds + MARGIN_SECONDS)
+    sent = False
+
+    async def trace(event: str, _info: dict[str, Any]) -> None:
+        nonlocal sent
+        if event.endswith("send_request_headers.started"):
+            must_not_outlast(claim, claim.timeout_seconds)  # we may have slept since
+            sent = True
+        elif event.endswith("send_request_headers.complete"):
+            crash.reached("call.after_first_byte", 1, claim.kind)
+
+    try:
+        async with asyncio.timeout(claim.timeout_seconds):
+            return await client.post(
+                url,
+                content=body,
+                headers={"Content-Type": "application/json", "X-Request-Id": str(claim.lease_token), **(headers or {})},
+                extensions={"trace": trace},
+            )
+    except (httpx.HTTPError, TimeoutError) as error:
+        text = f"{type(error).__name__}: {error}"
+        return MaybeDone("NO_ANSWER", text) if sent else NotSent("NOT_REACHED", text)
+
+
+async def _when_possible(step: Callable[..., Any], *args: Any) -> Any:
+    """Run a database step in a thread; None where the database is away."""
+    try:
+        return await asyncio.to_thread(step, *args)
+    except Transient as error:
+        _log.warning("database", error=str(error))
+        await asyncio.sleep(0.5)
+        return None
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    task: Awaitable[bool] = event.wait()
+    try:
+        await asyncio.wait_for(task, seconds)
+    except TimeoutError:
+        return

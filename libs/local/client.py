@@ -1,0 +1,242 @@
+"""Start a simulator, order faults, and read what the simulated bank and mapper have in their books.
+
+with SimulatorProcess("bank", folder) as process:
+    bank = BankAdmin(process.base_url)
+    bank.put_account("full", "SPONSOR-1", "EUR", 1_000_000)
+    bank.add_fault("timeout_after", path="/initiate_payment", share=0.1, seconds=5)
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+Profile = Literal["example", "full"]
+_PAGE_ROWS = 5000
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class _Admin:
+    """What both simulators have. Raises httpx.HTTPStatusError for a call that is refused."""
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(base_url=self.base_url, timeout=60, trust_env=False)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        answer = self._http.request(method, path, **arguments)
+        answer.raise_for_status()
+        return answer.json()
+
+    def _pages(self, path: str, name: str, row_id: str, after: int) -> Iterator[dict[str, Any]]:
+        while True:
+            found = self._call("GET", path, params={"after": after, "limit": _PAGE_ROWS})[name]
+            yield from found
+            if len(found) < _PAGE_ROWS:
+                return
+            after = found[-1][row_id]
+
+    def requests(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Every request received, oldest first: {id, at, profile, path, idempotency_key, request_id, body_sha256,
+        items, fault, outcome, status_code}; `status_code` None: never answered."""
+        return self._pages("/admin/requests", "requests", "id", after)
+
+    def add_fault(
+        self,
+        kind: str,
+        *,
+        profile: str | None = None,
+        path: str | None = None,
+        share: float = 1.0,
+        seed: int = 0,
+        count: int | None = None,
+        seconds: float = 0,
+    ) -> int:
+        """The fault's id. Kinds are listed in `simulator.FaultKind`; no path or profile means all."""
+        body = {
+            "kind": kind, "profile": profile, "path": path, "share": share, "seed": seed, "count": count,
+            "seconds": seconds,
+        }  # fmt: skip
+        fault_id: int = self._call("POST", "/admin/faults", json=body)["id"]
+        return fault_id
+
+    def faults(self) -> list[dict[str, Any]]:
+        """As ordered, with `calls` (matching calls seen) and `hits`."""
+        found: list[dict[str, Any]] = self._call("GET", "/admin/faults")["faults"]
+        return found
+
+    def delete_faults(self, fault_id: int | None = None) -> None:
+        """One fault, or all."""
+        self._call("DELETE", "/admin/faults" if fault_id is None else f"/admin/faults/{fault_id}")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class BankAdmin(_Admin):
+    """The simulated bank. Amounts are integer minor units."""
+
+    def put_account(self, profile: Profile, number: str, currency: str, balance_minor: int) -> dict[str, Any]:
+        """Opens an account; on one that exists the difference is booked as a top-up."""
+        body = {"currency": currency, "balance_minor": balance_minor}
+        account: dict[str, Any] = self._call("PUT", f"/admin/{profile}/accounts/{number}", json=body)
+        return account
+
+    def account(self, profile: Profile, number: str) -> dict[str, Any]:
+        """{number, currency, balance_minor, blocked_minor, available_minor, unstated_lines}"""
+        account: dict[str, Any] = self._call("GET", f"/admin/{profile}/accounts/{number}")
+        return account
+
+    def close_accounts(self, profile: Profile, account_numbers: Iterable[str]) -> None:
+        """Replaces the list of beneficiary accounts which are closed."""
+        self._call("PUT", f"/admin/{profile}/closed-accounts", json={"account_numbers": list(account_numbers)})
+
+    def set_statements(
+        self,
+        profile: Profile,
+        *,
+        callback_url: str | None = None,
+        token: str | None = None,
+        push_after_ms: int | None = None,
+        max_lines: int | None = None,
+    ) -> None:
+        """`push_after_ms` None: statements only on request. No `callback_url`: they wait to be fetched."""
+        body = {
+            "callback_url": callback_url, "token": token, "push_after_ms": push_after_ms, "max_lines": max_lines,
+        }  # fmt: skip
+        self._call("PUT", f"/admin/{profile}/statements", json=body)
+
+    def order_statement(self, profile: Profile, account: str) -> list[int]:
+        """States all that is booked and not stated yet, at least one file; the statements' ids."""
+        ids: list[int] = self._call("POST", f"/admin/{profile}/statement", json={"account": account})["statements"]
+        return ids
+
+    def statements(self, profile: Profile, account: str | None = None) -> list[dict[str, Any]]:
+        """{id, account, year, number, lines, produced_at, attempts, pushed_at, acknowledged}, oldest first."""
+        params = {"account": account} if account else {}
+        found: list[dict[str, Any]] = self._call("GET", f"/admin/{profile}/statements", params=params)["statements"]
+        return found
+
+    def statement_content(self, profile: Profile, statement_id: int) -> bytes:
+        answer = self._http.get(f"/admin/{profile}/statements/{statement_id}")
+        answer.raise_for_status()
+        return answer.content
+
+    def reverse(
+        self,
+        profile: Profile,
+        *,
+        reason: str,
+        references: Iterable[str] = (),
+        disbursement_ids: Iterable[str] = (),
+    ) -> int:
+        """Gives payments back; how many were found. Reversing one again books a second RD line."""
+        body = {"references": list(references), "disbursement_ids": list(disbursement_ids), "reason": reason}
+        count: int = self._call("POST", f"/admin/{profile}/reverse", json=body)["reversed"]
+        return count
+
+    def payments(self, profile: Profile, after: int = 0) -> Iterator[dict[str, Any]]:
+        """The ledger, oldest first: {rowid, payment_reference_number, disbursement_id, beneficiary_id,
+        beneficiary_account, amount_minor, currency, block_reference, key, booked_at, state paid|reversed, reversals}"""
+        return self._pages(f"/admin/{profile}/payments", "payments", "rowid", after)
+
+    def blocks(self, profile: Profile, account: str | None = None) -> list[dict[str, Any]]:
+        """{block_reference_no, account, amount_minor, used_minor, released_minor, key}, oldest first."""
+        params = {"account": account} if account else {}
+        found: list[dict[str, Any]] = self._call("GET", f"/admin/{profile}/blocks", params=params)["blocks"]
+        return found
+
+
+class MapperAdmin(_Admin):
+    """The simulated mapper."""
+
+    def put_people(self, people: Iterable[tuple[str, str]]) -> int:
+        """Inserts or replaces (id, fa); how many."""
+        lines = (json.dumps({"id": person, "fa": fa}).encode() + b"\n" for person, fa in people)
+        count: int = self._call("POST", "/admin/people", content=_joined(lines))["upserted"]
+        return count
+
+    def delete_person(self, person: str) -> bool:
+        deleted: int = self._call("DELETE", f"/admin/people/{person}")["deleted"]
+        return bool(deleted)
+
+    def count_people(self) -> int:
+        count: int = self._call("GET", "/admin/people/count")["count"]
+        return count
+
+    def set_limits(self, *, max_items: int = 1000, refuse_repeated_message_id: bool = False) -> None:
+        body = {"max_items": max_items, "refuse_repeated_message_id": refuse_repeated_message_id}
+        self._call("PUT", "/admin/settings", json=body)
+
+
+def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Chunks of a size that is worth sending."""
+    chunk = bytearray()
+    for line in lines:
+        chunk += line
+        if len(chunk) > 64 * 1024:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
+
+
+class SimulatorProcess:
+    """A simulator as a process of its own, on a free port which it keeps over restarts."""
+
+    def __init__(self, name: Literal["bank", "mapper"], data: Path) -> None:
+        self._command = [sys.executable, "-m", f"libs.local.{name}", "--data", str(data)]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, limit_seconds: float = 30) -> None:
+        """Returns when it is ready. Raises RuntimeError when it ended or took too long."""
+        self.process = subprocess.Popen([*self._command, "--port", str(self.port)], cwd=_ROOT)
+        give_up_at = time.monotonic() + limit_seconds
+        while time.monotonic() < give_up_at and self.process.poll() is None:
+            try:
+                if httpx.get(f"{self.base_url}/healthz", trust_env=False).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.02)
+        self.kill()
+        raise RuntimeError(f"{' '.join(self._command)} did not become ready")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        if self.process is None:
+            return 0
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        self.process = None
+        return code
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.kill()
