@@ -14,6 +14,11 @@ from libs.common.log import get
 
 _log = get("commands")
 
+
+class CommandRefused(Exception):
+    """The command is understood and not carried out; the audit row says why."""
+
+
 # Does what the command asks; returns how many rows it touched.
 Act = Callable[[Tx, Event[Any]], int]
 
@@ -23,8 +28,12 @@ def audited(act: Act) -> Callable[[Tx, Sequence[Event[Any]]], None]:
 
     def handle(tx: Tx, events: Sequence[Event[Any]]) -> None:
         for event in events:
-            affected = act(tx, event)
             command: operator.Command = event.data
+            detail = command.model_dump_json(exclude={"who", "why"})
+            try:
+                affected = act(tx, event)
+            except CommandRefused as refusal:
+                affected, detail = 0, f"refused: {refusal}; {detail}"
             tx.run(
                 """INSERT INTO audit (who, why, action, command_id, detail, affected)
                    VALUES (%(who)s, %(why)s, %(action)s, %(id)s, %(detail)s, %(affected)s)
@@ -33,7 +42,7 @@ def audited(act: Act) -> Callable[[Tx, Sequence[Event[Any]]], None]:
                 why=command.why,
                 action=command.TYPE,
                 id=event.id,
-                detail=command.model_dump_json(exclude={"who", "why"}),
+                detail=detail,
                 affected=affected,
             )
             _log.info("command", action=command.TYPE, who=command.who, affected=affected)

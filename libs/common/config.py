@@ -3,10 +3,19 @@
 import sys
 from typing import Any, ClassVar
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from libs.common import workqueue
+from libs.common.seal import parse_keys
+
+_SECRET = ("key", "token", "secret", "password", "url")  # parts of a setting's name whose value is never shown
 
 
 class ServiceSettings(BaseSettings):
@@ -30,6 +39,12 @@ class ServiceSettings(BaseSettings):
     consume_max_failures: int = Field(default=5, ge=1, description="of one message, before it is set aside")
     consume_breaker: int = Field(default=50, ge=1, description="dead letters in a row that pause consumption")
 
+    @field_validator("seal_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -51,10 +66,13 @@ class ServiceSettings(BaseSettings):
             return cls()
         except ValidationError as error:
             for fault in error.errors(include_url=False):
-                name = "_".join(str(part) for part in fault["loc"]).upper()
-                given = "" if fault["type"] == "missing" or "key" in name.lower() else f"={fault['input']!r}"
-                print(f"ALMONER_{cls.SERVICE.upper()}_{name}{given}: {fault['msg']}", file=sys.stderr)
-            raise SystemExit(2) from None
+                name = "_".join(str(part) for part in fault["loc"])
+                hidden = fault["type"] == "missing" or any(word in name.lower() for word in _SECRET)
+                given = "" if hidden else f"={fault['input']!r}"
+                print(f"ALMONER_{cls.SERVICE.upper()}_{name.upper()}{given}: {fault['msg']}", file=sys.stderr)
+        except SettingsError as error:  # not JSON where JSON is due
+            print(f"ALMONER_{cls.SERVICE.upper()}: {error}", file=sys.stderr)
+        raise SystemExit(2)
 
     def limits(self, kind: str) -> workqueue.Limits:
         """The limits of one kind of outside call, from the fields `<kind>_concurrency`, `<kind>_timeout_seconds`, …"""

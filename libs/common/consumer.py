@@ -29,6 +29,7 @@ from libs.common.log import get
 from libs.common.retry import backoff_seconds
 
 CONSUME_STAGE = "consume"
+_SPARE_SECONDS = 3.0  # without any partition, after which a replica counts as a spare one
 
 Handler = Callable[[Tx, Sequence[Event[Any]]], None]
 DoorHandler = Callable[[Tx, Sequence[RawMessage]], None]
@@ -96,22 +97,25 @@ class Fold:
         return consumed
 
     def _fold_singly(self, messages: Sequence[RawMessage]) -> int:
+        bad_in_a_row = self._bad_in_a_row
         with self.database.transaction() as tx:
             consumed = 0
             for message in messages:
                 try:
                     with tx.savepoint():
                         self._handle(tx, [message])
-                    self._bad_in_a_row = 0
+                    bad_in_a_row = 0
                 except Malformed as error:
                     deadletters.set_aside(tx, self.database.service, message, error.code, str(error))
-                    self._bad_in_a_row += 1
+                    bad_in_a_row += 1
                 consumed += 1
-                if self._bad_in_a_row >= self.limits.breaker:
+                if bad_in_a_row >= self.limits.breaker:
+                    bad_in_a_row = 0
                     self._open_breaker(tx)
                     break
             self._store_offsets(tx, messages[:consumed])
             crash.reached("fold.before_commit", consumed)
+        self._bad_in_a_row = bad_in_a_row
         return consumed
 
     def narrow(self, messages: Sequence[RawMessage]) -> int:
@@ -190,7 +194,6 @@ class Fold:
         return failures
 
     def _open_breaker(self, tx: Tx) -> None:
-        self._bad_in_a_row = 0
         tx.run(
             """INSERT INTO paused (stage, who, why) VALUES (%(stage)s, 'breaker', %(why)s) ON CONFLICT DO NOTHING""",
             stage=CONSUME_STAGE,
@@ -210,9 +213,11 @@ class Loop:
         self._prefix = topic_prefix
         self._commands = f"{fold.database.service}.commands.v1"
         self._assigned: set[tuple[str, int]] = set()
+        self._unchecked: set[tuple[str, int]] = set()  # newly assigned: their offsets are to be compared with the data
         self._lost: set[tuple[str, int]] = set()
         self._paused = False
         self._next_check = 0.0
+        self._idle_since = time.monotonic()
         self.ready = False
         self.moved_at = time.monotonic()
 
@@ -225,7 +230,7 @@ class Loop:
         try:
             while not stop.is_set():
                 self.moved_at = time.monotonic()
-                self._check_pause()
+                self._check()
                 messages = self._poll()
                 if messages:
                     self._consume(messages, stop)
@@ -275,6 +280,11 @@ class Loop:
         narrow = False
         while messages:
             try:
+                self._refuse_lost_data()
+                if self._next_check == 0.0:  # partitions came with these messages, perhaps into a pause
+                    messages = self._without_paused(messages)
+                if not messages:
+                    return
                 consumed = self._fold.narrow(messages) if narrow else self._fold.fold(messages)
             except Transient as error:
                 attempt += 1
@@ -282,6 +292,8 @@ class Loop:
                 _log.warning("waiting to fold again", error=str(error), attempt=attempt)
                 messages = self._wait(messages, backoff_seconds(attempt, self._fold.limits.backoff_max_seconds), stop)
                 continue
+            except Fatal:
+                raise
             except Exception:
                 if narrow:
                     raise
@@ -299,18 +311,28 @@ class Loop:
     def _wait(self, messages: list[RawMessage], seconds: float, stop: threading.Event) -> list[RawMessage]:
         """Stay in the group while waiting; what was taken away from us meanwhile is somebody else's."""
         self._lost.clear()
-        everything = self._consumer.assignment()
-        self._consumer.pause(everything)
         until = time.monotonic() + seconds
         while time.monotonic() < until and not stop.is_set():
             self.moved_at = time.monotonic()
-            self._consumer.poll(0.2)
-        mine = [tp for tp in everything if (tp.topic, tp.partition) in self._assigned]
-        if not self._paused:
-            self._consumer.resume(mine)
+            self._consumer.pause(self._consumer.assignment())  # all, also what came to us meanwhile
+            message = self._consumer.poll(0.2)
+            raw = None if message is None else self._raw(message)
+            if raw is not None:  # of a partition that came to us within this poll
+                messages = [*messages, raw]
+        self._consumer.resume(self._consumer.assignment())
+        self._paused = False
+        self._next_check = 0.0  # an operator's pause is put in place again
         if stop.is_set():
             return []
         return [m for m in messages if (self._prefix + m.topic, m.partition) not in self._lost]
+
+    def _without_paused(self, messages: list[RawMessage]) -> list[RawMessage]:
+        """Put back what a pause holds. Raises Transient."""
+        self._follow_pause()
+        held = [message for message in messages if self._paused and message.topic != self._commands]
+        if held:
+            self._seek(held)
+        return [message for message in messages if message not in held]
 
     def _commit(self, messages: Sequence[RawMessage]) -> None:
         offsets = [
@@ -333,19 +355,24 @@ class Loop:
         for (topic, partition), offset in first.items():
             self._consumer.seek(TopicPartition(self._prefix + topic, partition, offset))
 
-    def _check_pause(self) -> None:
-        """Once a second: follow the table of paused stages, and report lag."""
+    def _check(self) -> None:
+        """Once a second: compare offsets with the data, follow the table of paused stages, report lag."""
         if time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + 1.0
         try:
-            with self._fold.database.transaction() as tx:
-                paused = bool(tx.rows("SELECT 1 FROM paused WHERE stage = %(stage)s", stage=CONSUME_STAGE))
+            self._refuse_lost_data()
+            self._follow_pause()
         except Transient as error:
             self.ready = False
-            _log.warning("database", error=str(error))
+            _log.warning("not ready to consume", error=str(error))
             return
-        self.ready = bool(self._assigned) or self.ready
+        self.ready = bool(self._assigned) or self._is_spare()
+        self._report_lag()
+
+    def _follow_pause(self) -> None:
+        with self._fold.database.transaction() as tx:
+            paused = bool(tx.rows("SELECT 1 FROM paused WHERE stage = %(stage)s", stage=CONSUME_STAGE))
         if paused != self._paused:
             partitions = [tp for tp in self._consumer.assignment() if tp.topic != self._prefix + self._commands]
             if partitions:
@@ -353,7 +380,16 @@ class Loop:
             self._paused = paused
             _log.info("consumption paused" if paused else "consumption resumed")
         metrics.PAUSED.labels(CONSUME_STAGE).set(paused)
-        self._report_lag()
+
+    def _is_spare(self) -> bool:
+        """More replicas than partitions: whoever gets none, though the broker answers, is ready to take over."""
+        if self.ready or time.monotonic() < self._idle_since + _SPARE_SECONDS:
+            return self.ready
+        try:
+            self._consumer.list_topics(self._prefix + self._routes.topics[0], timeout=1)
+        except KafkaException:
+            return False
+        return True
 
     def _report_lag(self) -> None:
         for position in self._consumer.position(self._consumer.assignment()):
@@ -363,34 +399,42 @@ class Loop:
                 metrics.LAG.labels(*labels).set(high - position.offset)
                 metrics.OFFSET.labels(*labels).set(position.offset)
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._refuse_lost_data(consumer, partitions)
-        self._assigned |= {(tp.topic, tp.partition) for tp in partitions}
-        self.ready = True
-        if self._paused:
-            self._paused = False  # newly assigned partitions are paused by the next check
-            self._next_check = 0.0
+    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        new = {(tp.topic, tp.partition) for tp in partitions}
+        self._assigned |= new
+        self._unchecked |= new
+        self._paused = False  # new partitions are not: the next check pauses all
+        self._next_check = 0.0
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = {(tp.topic, tp.partition) for tp in partitions}
         self._assigned -= gone
+        self._unchecked -= gone
         self._lost |= gone
+        self._idle_since = time.monotonic()
         for topic, partition in gone:
             for gauge in (metrics.LAG, metrics.OFFSET):
                 gauge.remove_by_labels({"consumergroup": self._group, "topic": topic, "partition": str(partition)})
 
-    def _refuse_lost_data(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _refuse_lost_data(self) -> None:
         """Kafka's offsets ahead of those stored with the data: the database was restored to an earlier moment."""
+        if not self._unchecked:
+            return
         with self._fold.database.transaction() as tx:
             stored = {(row.topic, row.partition): row.next_offset for row in tx.rows("SELECT * FROM consumed")}
-        for tp in consumer.committed(partitions, timeout=10):
-            known = stored.get((tp.topic.removeprefix(self._prefix), tp.partition))
-            if tp.offset > (known or 0) and (known is not None or tp.offset > 0):
+        try:
+            committed = self._consumer.committed([TopicPartition(*place) for place in sorted(self._unchecked)], timeout=10)
+        except KafkaException as error:
+            raise Transient(f"Kafka: {error}") from error
+        for tp in committed:
+            known = stored.get((tp.topic.removeprefix(self._prefix), tp.partition), 0)
+            if tp.offset > known:
                 raise Fatal(
                     f"{tp.topic}/{tp.partition}: group {self._group} has committed offset {tp.offset}, the data only knows "
-                    f"{known or 0}. The database is older than Kafka's offsets (restored?). Nothing was consumed; see the "
+                    f"{known}. The database is older than Kafka's offsets (restored?). Nothing was consumed; see the "
                     "runbook, 'restored database'."
                 )
+        self._unchecked.clear()
 
 
 def next_offsets(messages: Sequence[RawMessage]) -> dict[tuple[str, int], int]:

@@ -78,6 +78,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=2,
             pool_timeout=10,
+            hide_parameters=True,  # errors are logged, what rows hold is not
             connect_args={
                 "options": f"-c role=almoner_{service} -c search_path={service} -c lock_timeout=30s",
                 "application_name": f"almoner-{service}",
@@ -108,7 +109,8 @@ def is_transient(error: BaseException) -> bool:
     original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
     state = getattr(original, "pgcode", None)
     if state is None:  # the connection itself broke, or never came about
-        return isinstance(original, psycopg2.OperationalError | psycopg2.InterfaceError)
+        lost = isinstance(original, psycopg2.OperationalError | psycopg2.InterfaceError)
+        return lost or type(original) is psycopg2.DatabaseError  # so libpq reports a result that broke off
     return str(state).startswith(_TRANSIENT_STATES)
 
 

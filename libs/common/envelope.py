@@ -87,8 +87,8 @@ def attributes(message: RawMessage) -> Attributes:
         required["source"],
         required["type"],
         _time(headers.get("ce_time")),
-        headers.get("ce_correlationid"),
-        headers.get("ce_traceparent") or headers.get("traceparent"),
+        _optional(headers.get("ce_correlationid")),
+        _optional(headers.get("ce_traceparent") or headers.get("traceparent")),
         message.value,
     )
 
@@ -141,7 +141,7 @@ def cause_of(event: Event[D]) -> Cause:
 def _structured(value: bytes) -> Attributes:
     try:
         document = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed("INVALID_JSON", str(error)) from None
     if not isinstance(document, dict):
         raise Malformed("INVALID_CLOUDEVENT", "a structured event is a JSON object")
@@ -153,8 +153,8 @@ def _structured(value: bytes) -> Attributes:
         required["source"],
         required["type"],
         _time(text.get("time")),
-        text.get("correlationid"),
-        text.get("traceparent"),
+        _optional(text.get("correlationid")),
+        _optional(text.get("traceparent")),
         json.dumps(document.get("data")).encode(),
     )
 
@@ -163,10 +163,20 @@ def _check(required: Mapping[str, str]) -> None:
     for name, value in required.items():
         if not value:
             raise Malformed("INVALID_CLOUDEVENT", f"the attribute {name} is missing", f"/{name}")
-        if len(value) > 500 or not value.isprintable():
-            raise Malformed("INVALID_CLOUDEVENT", f"the attribute {name} is not printable text of up to 500", f"/{name}")
+        if not _is_plain(value):
+            raise Malformed("INVALID_CLOUDEVENT", f"the attribute {name} is not printable text of up to 500 bytes", f"/{name}")
     if not required["specversion"].startswith("1."):
         raise Malformed("INVALID_CLOUDEVENT", f"specversion {required['specversion']} is not 1.0", "/specversion")
+
+
+def _is_plain(text: str) -> bool:
+    """Fit for a database's text and for its index; in that order, since what can't be printed may not be encodable."""
+    return text.isprintable() and len(text.encode()) <= 500
+
+
+def _optional(text: str | None) -> str | None:
+    """An attribute without which the event is as good: dropped where it makes no sense."""
+    return text if text and _is_plain(text) else None
 
 
 def _texts(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:

@@ -32,6 +32,7 @@ def producer(client_id: str, environ: Mapping[str, str] = os.environ, **override
             "linger.ms": 2,
             "message.max.bytes": 4_500_000,
             "queue.buffering.max.kbytes": 65_536,
+            "topic.metadata.propagation.max.ms": 5_000,  # how long a topic that isn't there holds up the others
             "client.id": client_id,
             **connection(environ),
             **overrides,

@@ -16,14 +16,14 @@ from libs.common.db import lock_key_text
 from libs.common.errors import Fatal
 
 OPS_ROLE = "almoner_ops"
-_ROOT = Path(__file__).parent.parent.parent
+SERVICES = Path(__file__).parents[2] / "services"
 
 _ROLE = "DO $$ BEGIN CREATE ROLE {0} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
 
 
 def scripts(service: str) -> ScriptDirectory:
     config = Config()
-    config.set_main_option("script_location", str(_ROOT / "services" / service / "migrations"))
+    config.set_main_option("script_location", str(SERVICES / service / "migrations"))
     config.set_main_option("path_separator", "os")
     return ScriptDirectory.from_config(config)
 
@@ -31,7 +31,8 @@ def scripts(service: str) -> ScriptDirectory:
 def migrate(url: str, service: str) -> None:
     """Bring the service's schema to this release's revision. Needs a login that owns the database; runs as often as asked."""
     directory = scripts(service)
-    engine = sqlalchemy.create_engine(url, connect_args={"options": f"-c search_path={service}"})
+    options = {"options": f"-c search_path={service}"}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
     with engine.connect() as connection:
         # Roles are the cluster's: one lock for all services, taken for this session.
         connection.exec_driver_sql("SELECT pg_advisory_lock(%s)", (lock_key_text("migrate"),))
@@ -51,10 +52,9 @@ def migrate(url: str, service: str) -> None:
             with environment.begin_transaction():
                 environment.run_migrations()
         connection.commit()
-        for grant in _grants(service, role):
-            connection.exec_driver_sql(grant)
-        connection.commit()
-    engine.dispose()
+        with connection.begin():
+            for grant in _grants(service, role):
+                run_sql(connection, grant)
 
 
 def _grants(service: str, role: str) -> list[str]:
@@ -69,16 +69,17 @@ def _grants(service: str, role: str) -> list[str]:
         f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {service} TO {role}",
         f"REVOKE INSERT, UPDATE, DELETE ON {service}.alembic_version FROM {role}",
         f"REVOKE UPDATE, DELETE ON {service}.audit FROM {role}",
+        f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {service} FROM PUBLIC",
+        f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {service} TO {role}",
         ops_views,
         f"DO $$ BEGIN EXECUTE format('GRANT {role}, {OPS_ROLE} TO %I', current_user); END $$",
     ]
 
 
-def check_revision(engine: sqlalchemy.Engine, service: str) -> None:
+def check_revision(connection: sqlalchemy.Connection, service: str) -> None:
     """Raises Fatal where the schema is older than this release. A newer one is fine: old replicas restart during a roll-out."""
     directory = scripts(service)
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection, opts={"version_table_schema": service}).get_current_revision()
+    current = MigrationContext.configure(connection, opts={"version_table_schema": service}).get_current_revision()
     known = {script.revision for script in directory.walk_revisions()}
     if current is None or (current in known and current != directory.get_current_head()):
         raise Fatal(

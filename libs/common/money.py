@@ -1,6 +1,7 @@
 """Money is an integer of minor units and an ISO 4217 code; decimal text exists only at the edges (files, banks, people)."""
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 
 MAX_MINOR = 2**63 - 1  # what a bigint column holds
 
@@ -21,6 +22,9 @@ _SCALES = {
 }
 
 
+_PLAIN = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?")
+
+
 class MoneyError(ValueError):
     """An amount or a currency which cannot be represented exactly; the text names it and the rule."""
 
@@ -38,16 +42,13 @@ def to_minor(text: str | Decimal, currency: str) -> int:
 
     Raises MoneyError for what is not a plain finite decimal, has more decimals than the currency, or overflows bigint."""
     decimals = scale(currency)
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        raise MoneyError(f"{text!r} is not a decimal number such as 100.25") from None
-    if not amount.is_finite() or abs(amount.adjusted()) > 20:
-        raise MoneyError(f"{text!r} is not an amount of money")
-    minor = amount.scaleb(decimals)
-    if minor != minor.to_integral_value():
+    plain = f"{text:f}" if isinstance(text, Decimal) else text
+    if not _PLAIN.fullmatch(plain):
+        raise MoneyError(f"{text!r} is not a decimal number such as 100.25")
+    whole, _, fraction = plain.partition(".")
+    if fraction[decimals:].strip("0"):
         raise MoneyError(f"{text} has more decimals than {currency} has ({decimals})")
-    return checked(int(minor))
+    return checked(int(whole + fraction[:decimals].ljust(decimals, "0")))
 
 
 def to_decimal(minor: int, currency: str) -> Decimal:

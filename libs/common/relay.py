@@ -1,7 +1,8 @@
 """Outbox -> Kafka. One relay is active per service, the others stand by; two at once would only repeat themselves.
 
 Rows go in the order of their ids among those that are committed, and are deleted on their delivery report. There is no
-cursor: sequence order is not commit order. A row that the broker will never take stops its key, not the service.
+cursor: sequence order is not commit order. A row that the broker will never take stops its key, not the service; whoever
+has removed the cause (a missing topic, a limit) restarts the relay, which tries such rows once more.
 """
 
 import threading
@@ -30,6 +31,8 @@ _NEVER = {
     KafkaError.INVALID_MSG,
     KafkaError.INVALID_RECORD,
     KafkaError.TOPIC_EXCEPTION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
     KafkaError._INVALID_ARG,
 }
 
@@ -55,6 +58,7 @@ class Relay:
                         stop.wait(1.0)  # another replica's relay is active
                         continue
                     try:
+                        self._try_stuck_again()
                         self._drain_until(stop, session)
                     finally:
                         session.invalidate()  # ends the session and with it the lock, whatever state it is in
@@ -73,6 +77,10 @@ class Relay:
                 session.exec_driver_sql("SELECT 1")  # without this session there is no lock
                 self.wake.wait(POLL_SECONDS)
 
+    def _try_stuck_again(self) -> None:
+        with self._database.transaction() as tx:
+            tx.run("UPDATE outbox SET stuck = NULL WHERE stuck IS NOT NULL")
+
     def publish_once(self) -> int:
         """Publish what is there, at most one batch; returns the number of rows that went."""
         with self._database.transaction() as tx:
@@ -90,6 +98,17 @@ class Relay:
         if not rows:
             return 0
         delivered, stuck = self._produce(rows)
+        if stuck and len(rows) > 1:
+            # The broker refuses a whole batch for one message in it: find out which.
+            refused = [row for row in rows if row.id in stuck]
+            stuck = {}
+            for row in refused:
+                if all((row.topic, row.key) != (other.topic, other.key) for other in refused if other.id in stuck):
+                    sent, fault = self._produce([row])
+                    delivered += sent
+                    stuck |= fault
+        for row_id, reason in stuck.items():
+            _log.error("event cannot be published; its key is stopped", outbox_id=row_id, error=reason)
         crash.reached("relay.after_delivery", len(delivered))
         with self._database.transaction() as tx:
             if delivered:
@@ -113,7 +132,6 @@ class Relay:
                     delivered.append(row_id)
                 elif error.code() in _NEVER:
                     stuck[row_id] = str(error)
-                    _log.error("event cannot be published; its key is stopped", outbox_id=row_id, error=str(error))
                 else:
                     _log.warning("event not acknowledged, will be sent again", outbox_id=row_id, error=str(error))
 
@@ -135,7 +153,6 @@ class Relay:
                 failed_keys.add((row.topic, key))
                 if error.args[0].code() in _NEVER:
                     stuck[row.id] = str(error.args[0])
-                    _log.error("event cannot be published; its key is stopped", outbox_id=row.id, error=str(error))
             except BufferError:
                 self._producer.flush(DELIVERY_SECONDS)
                 break  # the rest goes with the next batch

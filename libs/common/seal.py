@@ -27,36 +27,63 @@ class Sealer:
     """Seals and opens with `keys` ("name:base64 of 32 bytes", comma between; the first one seals)."""
 
     def __init__(self, keys: str, token_key: str) -> None:
-        pairs = [pair.strip().partition(":") for pair in keys.split(",") if pair.strip()]
-        self._keys = {name: AESGCM(base64.b64decode(key)) for name, _, key in pairs}
-        self._current = pairs[0][0]
+        self._keys = {name: AESGCM(key) for name, key in parse_keys(keys).items()}
+        self._current = next(iter(self._keys))
         self._token_key = token_key.encode()
 
     def seal(self, content: Mapping[str, Any], *place: object) -> Sealed:
         """Seal a JSON-able mapping; `place` is its type, envelope, batch and part."""
-        nonce = os.urandom(_NONCE_BYTES)
-        clear = zstandard.compress(to_json(content), level=1)
-        blob = nonce + self._keys[self._current].encrypt(nonce, clear, _associated(place))
-        return Sealed(key_id=self._current, data=base64.b64encode(blob).decode())
+        return Sealed(key_id=self._current, data=base64.b64encode(self._encrypt(to_json(content), place)).decode())
+
+    def seal_bytes(self, content: bytes, *place: object) -> bytes:
+        """Seal bytes for a column of a table: the key's name, a NUL, nonce and ciphertext."""
+        return self._current.encode() + b"\x00" + self._encrypt(content, place)
+
+    def open_bytes(self, blob: bytes, *place: object) -> bytes:
+        """What `seal_bytes` sealed. Raises Malformed as `open` does."""
+        name, _, sealed = blob.partition(b"\x00")
+        return self._decrypt(name.decode("utf-8", "replace"), sealed, place)
 
     def open(self, sealed: Sealed, *place: object) -> dict[str, Any]:
         """The mapping. Raises Malformed where the key is unknown or the blob was altered or comes from another place."""
-        key = self._keys.get(sealed.key_id)
-        if key is None:
-            raise Malformed("UNKNOWN_SEAL_KEY", f"sealed with key {sealed.key_id!r}, which is not configured", "/sealed")
         try:
             blob = base64.b64decode(sealed.data, validate=True)
-            clear = key.decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], _associated(place))
-            content = from_json(zstandard.decompress(clear, max_output_size=MAX_CLEAR_BYTES))
-        except (InvalidTag, ValueError, zstandard.ZstdError) as error:
+            content = from_json(self._decrypt(sealed.key_id, blob, place))
+        except ValueError as error:
             raise Malformed("BROKEN_SEAL", f"does not open: {type(error).__name__}", "/sealed") from None
         if not isinstance(content, dict):
             raise Malformed("BROKEN_SEAL", "does not hold an object", "/sealed")
         return content
 
+    def _encrypt(self, clear: bytes, place: tuple[object, ...]) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._keys[self._current].encrypt(nonce, zstandard.compress(clear, level=1), _associated(place))
+
+    def _decrypt(self, key_id: str, blob: bytes, place: tuple[object, ...]) -> bytes:
+        key = self._keys.get(key_id)
+        if key is None:
+            raise Malformed("UNKNOWN_SEAL_KEY", f"sealed with key {key_id!r}, which is not configured", "/sealed")
+        try:
+            compressed = key.decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], _associated(place))
+            return zstandard.decompress(compressed, max_output_size=MAX_CLEAR_BYTES)
+        except (InvalidTag, ValueError, zstandard.ZstdError) as error:
+            raise Malformed("BROKEN_SEAL", f"does not open: {type(error).__name__}", "/sealed") from None
+
     def token(self, account: str) -> str:
         """A name for an account which tells nothing of it."""
         return hmac.new(self._token_key, account.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def parse_keys(text: str) -> dict[str, bytes]:
+    """name -> 32 bytes, the sealing one first. Raises ValueError with the rule, never with a key."""
+    pairs = [pair.strip().partition(":") for pair in text.split(",") if pair.strip()]
+    try:
+        keys = {name: base64.b64decode(key, validate=True) for name, _, key in pairs}
+    except ValueError:
+        raise ValueError("a key is not base64") from None
+    if not keys or len(keys) < len(pairs) or not all(0 < len(name) <= 40 and len(key) == 32 for name, key in keys.items()):
+        raise ValueError("must be name:base64 of 32 bytes, comma between, each name once and of up to 40 characters")
+    return keys
 
 
 def masked(value: str) -> str:

@@ -72,6 +72,7 @@ class _Process:
         self.parts = wire(settings, self.database)
         self.loop: consumer.Loop | None = None
         self._wakes: list[Callable[[], None]] = []
+        self._running = False
 
     def does(self, verb: str) -> bool:
         return self.verb in ("run", verb)
@@ -79,7 +80,6 @@ class _Process:
     def run(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         signal.signal(signal.SIGINT, lambda *_: self.stop.set())
-        self._wait_for_database()
         settings = self.settings
         http = HttpServer(
             settings.http_host,
@@ -89,6 +89,7 @@ class _Process:
             self.parts.http if self.does("consume") else (),
         )
         port = http.start()
+        self._wait_for_database()
         threads = []
         if self.does("relay"):
             relay = Relay(self.database, kafka.producer(f"almoner-{self.name}"), settings.topic_prefix)
@@ -103,6 +104,7 @@ class _Process:
         if self.does("consume"):
             threads.append(self._thread("consume", self._consume))
         threads.append(self._thread("housekeeping", self._keep_house))
+        self._running = True
         _log.info("started", verb=self.verb, port=port, pid=os.getpid())
         while not self.stop.wait(0.5):
             pass
@@ -185,8 +187,7 @@ class _Process:
         while not self.stop.is_set():
             try:
                 with self.database.transaction() as tx:
-                    tx.run("SELECT 1")
-                migrate.check_revision(self.database.engine, self.name)
+                    migrate.check_revision(tx.connection, self.name)
                 inbox.keep_partitions(self.database, utc_now())
                 return
             except Transient as error:
@@ -229,6 +230,8 @@ class _Process:
     def _ready(self) -> str:
         if self.stop.is_set():
             return "stopping"
+        if not self._running:
+            return "waiting for the database"
         if self.does("consume") and (self.loop is None or not self.loop.ready):
             return "not consuming"
         try:

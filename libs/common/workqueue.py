@@ -240,15 +240,16 @@ class Worker:
     def _lease(self, tx: Tx, subjects: Sequence[str], free: int, deadline: float) -> list[Claim]:
         # Read again after the lock: what was decided under it while we waited counts.
         rows = tx.rows(
-            """UPDATE work SET state = 'CLAIMED', ambiguous = ambiguous OR state = 'CLAIMED',
-                      attempts_started = attempts_started + 1, tries = tries + 1, lease_token = gen_random_uuid(),
-                      leased_until = clock_timestamp() + make_interval(secs => %(lease)s), updated_at = clock_timestamp()
-               WHERE kind = %(kind)s AND subject IN (
-                   SELECT subject FROM work WHERE kind = %(kind)s AND subject = ANY(%(subjects)s::text[])
+            """WITH chosen AS MATERIALIZED (  -- once: a repeated scan with SKIP LOCKED would take more than the limit
+                   SELECT kind, subject FROM work WHERE kind = %(kind)s AND subject = ANY(%(subjects)s::text[])
                       AND (state = 'PENDING' AND due_at <= clock_timestamp()
                            OR state = 'CLAIMED' AND leased_until < clock_timestamp())
                    ORDER BY due_at LIMIT %(free)s FOR UPDATE SKIP LOCKED)
-               RETURNING *""",
+               UPDATE work w SET state = 'CLAIMED', ambiguous = ambiguous OR state = 'CLAIMED',
+                      attempts_started = attempts_started + 1, tries = tries + 1, lease_token = gen_random_uuid(),
+                      leased_until = clock_timestamp() + make_interval(secs => %(lease)s), updated_at = clock_timestamp()
+               FROM chosen WHERE w.kind = chosen.kind AND w.subject = chosen.subject
+               RETURNING w.*""",
             kind=self.kind,
             subjects=list(subjects),
             free=free,
@@ -374,11 +375,11 @@ class Worker:
                 for claim, request in claimed or []:
                     task = asyncio.create_task(self._one(client, claim, request))
                     running.add(task)
-                    task.add_done_callback(running.discard)
                     task.add_done_callback(lambda _: wake.set())
                 if not claimed:
                     await _wait(wake, poll_seconds)
                 for task in [task for task in running if task.done()]:
+                    running.discard(task)
                     task.result()  # a bug in a handler ends the process, visibly
             await asyncio.gather(*running)
 

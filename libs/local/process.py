@@ -58,7 +58,7 @@ def unprivileged_user() -> tuple[int, int]:
 def drop_root(uid: int, gid: int) -> None:
     """Become an ordinary user who may still pass through root's private folders.
 
-    A checkout under /root, or in a folder of mode 0700, is closed to any other user. Opening those folders to the world
+    A checkout in a private folder (mode 0700) is closed to any other user. Opening those folders to the world
     would be the alternative; keeping this one capability (Linux) leaves them as they are.
     """
     if sys.platform == "linux":

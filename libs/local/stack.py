@@ -62,7 +62,7 @@ class Stack:
     """A running stack: where it is, and what runs in it. Safe to use from several threads and processes."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
+        self.data_dir = data_dir.resolve()
 
     @property
     def addresses(self) -> Addresses:
@@ -158,9 +158,9 @@ def up(data_dir: Path, *, simulators: bool = True) -> Stack:
     if stack := attach(data_dir):
         compose(stack, None, simulators)
         return stack
-    supervisor = spawn_supervisor(data_dir, owned=False)
+    stack = Stack(data_dir)
+    supervisor = spawn_supervisor(stack.data_dir, owned=False)
     try:
-        stack = Stack(data_dir)
         compose(stack, supervisor, simulators)
     except BaseException:
         supervisor.terminate()
@@ -181,10 +181,9 @@ def down(data_dir: Path) -> None:
 
 def attach(data_dir: Path) -> Stack | None:
     """The detached stack that runs in this folder, or None."""
-    data_dir = data_dir.resolve()
-    if not (data_dir / "state.json").exists():
-        return None
     stack = Stack(data_dir)
+    if not (stack.data_dir / "state.json").exists():
+        return None
     try:
         stack.status()
     except StackError:
@@ -193,7 +192,8 @@ def attach(data_dir: Path) -> Stack | None:
 
 
 def spawn_supervisor(data_dir: Path, *, owned: bool) -> subprocess.Popen[bytes]:
-    (data_dir / "logs").mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (data_dir / "logs").mkdir(exist_ok=True)
     with (data_dir / "logs" / "supervisor.log").open("ab") as log:
         return subprocess.Popen(
             [*SUPERVISOR, "--data", str(data_dir), *(["--owned"] if owned else [])],

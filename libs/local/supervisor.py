@@ -45,9 +45,6 @@ def socket_folder(data_dir: Path) -> Path:
     path = data_dir.resolve()
     if len(os.fsencode(path)) > LONGEST_SOCKET_FOLDER:
         path = Path("/tmp") / f"almoner-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"  # noqa: S108
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise PermissionError(f"{path} belongs to another user")
     return path
 
 
@@ -112,7 +109,7 @@ class Supervisor:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.logs = data_dir / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
         self.children: dict[str, Child] = {}  # in order of start
         self.addresses: dict[str, str] = {}
         self.remembered_ports: dict[str, int] = read_state(data_dir).get("ports", {})
@@ -310,18 +307,19 @@ def main() -> None:
     parser.add_argument("--owned", action="store_true")
     arguments = parser.parse_args()
     data_dir = arguments.data.resolve()
-    data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"another supervisor owns {data_dir}")
+        sockets = socket_folder(data_dir)
+        sockets.mkdir(mode=0o700, exist_ok=True)
+        if sockets.stat().st_uid != os.getuid():
+            sys.exit(f"{sockets} belongs to another user")
         asyncio.run(supervise(data_dir, arguments.owned))
-    sockets = socket_folder(data_dir)
-    if arguments.owned or sockets != data_dir:
-        shutil.rmtree(sockets, ignore_errors=True)
-    if arguments.owned:
-        shutil.rmtree(data_dir, ignore_errors=True)
+    for folder, is_passing in ((sockets, sockets != data_dir), (data_dir, arguments.owned)):
+        if is_passing:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class Position(Part):
 
 
 class FundsChecked(EventData):
+    """The sponsor's account covers the envelope; nothing is reserved by that."""
+
     TYPE = "almoner.funds.FundsChecked.v1"
     header: EnvelopeHeader
     amount_minor: Minor
@@ -60,6 +62,8 @@ class FundsShort(EventData):
 
 
 class FundsBlocked(EventData):
+    """The bank has reserved the money; batches may be paid from here."""
+
     TYPE = "almoner.funds.FundsBlocked.v1"
     header: EnvelopeHeader
     block: Count = Field(description="1, 2, … within the envelope")
@@ -68,6 +72,8 @@ class FundsBlocked(EventData):
 
 
 class FundsReleased(EventData):
+    """Blocked money went back to the sponsor."""
+
     TYPE = "almoner.funds.FundsReleased.v1"
     header: EnvelopeHeader
     release_id: int
@@ -122,10 +128,14 @@ class Payments(ControlTotals, EventData):
 
 
 class PaymentsDispatched(Payments):
+    """The bank has taken the instruction; only a statement proves that a person was paid."""
+
     TYPE = "almoner.funds.PaymentsDispatched.v1"
 
 
 class PaymentsConfirmed(Payments):
+    """The statement shows the debit, or an operator has settled it with evidence."""
+
     TYPE = "almoner.funds.PaymentsConfirmed.v1"
     statement_id: UUID | None = Field(description="none where an operator settled it with evidence")
 
@@ -175,6 +185,8 @@ class StatementException(Part):
 
 
 class StatementReconciled(EventData):
+    """Every line of a statement was looked at: matched, or an exception with a reason."""
+
     TYPE = "almoner.funds.StatementReconciled.v1"
     statement_id: UUID
     account_token: str

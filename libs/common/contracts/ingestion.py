@@ -88,6 +88,8 @@ class DisbursementsCancellationRequested(EventData):
 
 
 class EnvelopeStatusRequested(EventData):
+    """Where is this envelope? Answered with EnvelopeStatus."""
+
     TYPE = "almoner.ingestion.EnvelopeStatusRequested.v1"
     envelope_id: PublisherId
 
@@ -143,6 +145,8 @@ class SubmissionRejected(EventData):
 
 
 class EnvelopeStatus(EventData):
+    """What has been received of an envelope, what was cut from it, and how its funds stand."""
+
     TYPE = "almoner.ingestion.EnvelopeStatus.v1"
     submission_ids: list[str]
     header: EnvelopeHeader
@@ -159,6 +163,8 @@ class EnvelopeStatus(EventData):
 
 
 class EnvelopeAccepted(EventData):
+    """An envelope was declared and is valid; its disbursements may still be on their way."""
+
     TYPE = "almoner.ingestion.EnvelopeAccepted.v1"
     header: EnvelopeHeader
     declared: Count

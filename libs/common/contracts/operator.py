@@ -25,6 +25,8 @@ class PauseStage(Command):
 
 
 class ResumeStage(Command):
+    """Start a paused stage again."""
+
     TYPE = "almoner.operator.ResumeStage.v1"
     stage: str
 
@@ -45,6 +47,8 @@ class RedriveDeadLetters(Command):
 
 
 class DiscardDeadLetters(Command):
+    """Give dead letters up, for good."""
+
     TYPE = "almoner.operator.DiscardDeadLetters.v1"
     ids: Annotated[list[int], Field(min_length=1, max_length=CHUNK_ITEMS)]
 

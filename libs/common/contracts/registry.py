@@ -61,7 +61,7 @@ def _dead_letters(service: str) -> Topic:
     return Topic(f"{service}.dlq.v1", service, "as it was", (), (), 1, retention_ms=30 * DAY_MS, max_message_bytes=DLQ_BYTES)
 
 
-TOPICS = (
+TOPICS: tuple[Topic, ...] = (
     _inbox(
         "envelopes",
         "envelope id",

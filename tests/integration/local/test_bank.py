@@ -297,45 +297,47 @@ def test_query_tells_what_became_of_a_key(wire: Callable[[Profile], Wire]) -> No
 # Faults
 
 
+# kind → whether the bank acted, and what the caller saw
+FAULTS: dict[str, tuple[bool, Any]] = {
+    "refuse": (False, "refused"),
+    "fail_before": (False, "cut"),
+    "down": (False, "cut"),
+    "error_500": (False, 500),
+    "error_500_after": (True, 500),
+    "nonsense": (True, "unreadable"),
+    "timeout_after": (True, "cut"),
+    "late": (True, "success"),
+    "late_before": (True, "success"),
+}
+
+
 @BOTH
-@pytest.mark.parametrize(
-    ("kind", "acted", "seen"),
-    [
-        ("refuse", False, "refused"),
-        ("fail_before", False, "cut"),
-        ("down", False, "cut"),
-        ("error_500", False, 500),
-        ("error_500_after", True, 500),
-        ("nonsense", True, "unreadable"),
-        ("timeout_after", True, "cut"),
-        ("late", True, "success"),
-        ("late_before", True, "success"),
-    ],
-)
 def test_each_fault_and_what_the_ledger_says_afterwards(
-    bank: BankAdmin, wire: Callable[[Profile], Wire], profile: Profile, kind: str, acted: bool, seen: Any
+    bank: BankAdmin, wire: Callable[[Profile], Wire], profile: Profile
 ) -> None:
-    block = wire(profile).block(1000)
-    bank.add_fault(kind, profile=profile, path="/initiate_payment", count=1, seconds=0.2)
+    bank_wire = wire(profile)
+    block = bank_wire.block(10_000)
+    for number, (kind, (acted, seen)) in enumerate(FAULTS.items()):
+        before, log_before = references(bank, profile), len(list(bank.requests()))
+        fault_id = bank.add_fault(kind, profile=profile, path="/initiate_payment", count=1, seconds=0.2)
+        assert _pay_and_look(bank_wire, payment(block, number), f"pay{number}") == seen, kind
+        assert references(bank, profile) == before + [f"R{number:015d}"] * acted, kind
+        assert [row["fault"] for row in bank.requests()][log_before:] == ([] if kind == "down" else [kind])
+        if profile == "full":
+            found = bank_wire.post("/query", {"idempotency_key": f"pay{number}"}).json()["found"]
+            assert found is (acted or kind == "refuse"), kind
+        [fault] = [one for one in bank.faults() if one["id"] == fault_id]
+        assert (fault["calls"], fault["hits"]) == (1, 1)
+        # The fault is used up: another list goes through.
+        assert _pay_and_look(bank_wire, payment(block, 100 + number), f"next{number}") == "success"
+
+
+def _pay_and_look(bank_wire: Wire, one: dict[str, Any], key: str) -> Any:
     try:
-        answer = wire(profile).post("/initiate_payment", [payment(block, 1)], "pay")
-    except httpx.RemoteProtocolError:
-        outcome: Any = "cut"
-    except httpx.ReadError:
-        outcome = "cut"
-    else:
-        outcome = _what_was_seen(answer)
-    assert outcome == seen
-    assert references(bank, profile) == (["R000000000000001"] if acted else [])
-    logged = [row for row in bank.requests() if row["path"] == "/initiate_payment"]
-    assert [row["fault"] for row in logged] == ([] if kind == "down" else [kind])
-    if profile == "full":
-        found = wire(profile).post("/query", {"idempotency_key": "pay"}).json()["found"]
-        assert found is (acted or kind == "refuse")
-    [fault] = bank.faults()
-    assert (fault["calls"], fault["hits"]) == (1, 1)
-    # The fault is used up: a second list goes through.
-    assert wire(profile).post("/initiate_payment", [payment(block, 2)], "next").json()["status"] == "success"
+        answer = bank_wire.post("/initiate_payment", [one], key)
+    except (httpx.RemoteProtocolError, httpx.ReadError):
+        return "cut"
+    return _what_was_seen(answer)
 
 
 def _what_was_seen(answer: httpx.Response) -> Any:

@@ -1,0 +1,237 @@
+"""Verbs that change something: each shows a count, asks, sends an event or a command, and says what came of it."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from libs.cli.context import (
+    SERVICES,
+    NotReachable,
+    Refused,
+    Usage,
+    Views,
+    confirm,
+    find_envelope,
+    home,
+    money,
+    plural,
+    who_am_i,
+)
+from libs.cli.send import Answers, Publisher, send_command
+from libs.common.contracts import operator
+from libs.common.contracts.base import CHUNK_ITEMS
+from libs.common.contracts.ingestion import (
+    DisbursementsCancellationRequested,
+    EnvelopeCancellationRequested,
+    SubmissionRejected,
+)
+
+ANSWER_SECONDS = 60.0
+
+
+def retry(envelope: str | None, kind: str | None, held: bool, who: str | None, why: str, yes: bool) -> None:
+    if held:
+        retry_held(envelope, who_am_i(who), why, yes)
+    elif envelope:
+        raise Usage("an envelope can be named with --held only: work in ERROR is retried by its kind (--kind)")
+    else:
+        retry_work(kind, who_am_i(who), why, yes)
+
+
+def retry_work(kind: str | None, who: str, why: str, yes: bool) -> None:
+    """Give outside calls that ended in ERROR a new set of attempts."""
+    with Views() as views:
+        found = [
+            (service, row.kind, int(row.rows))
+            for service in SERVICES
+            for row in views.rows(f"SELECT kind, rows FROM {service}.ops_work_summary WHERE state = 'ERROR' ORDER BY kind")
+            if kind in (None, row.kind)
+        ]
+        if not found:
+            print("No work is in ERROR" + (f" of kind {kind}." if kind else "."))
+            return
+        for service, one, count in found:
+            print(f"  {service}: {count:,} × {one}")
+        confirm(f"Retry {plural(sum(count for *_, count in found), 'call')}?", yes)
+        for service, one, count in found:
+            command = operator.RetryWork(who=who, why=why, kind=one, expected=count)
+            touched = send_command(views, service, one, command)
+            print(f"{service}: {touched:,} × {one} tried again")
+
+
+def retry_held(envelope: str | None, who: str, why: str, yes: bool) -> None:
+    """Ask the mapper again for the unresolved, and pay again those whom the bank refused."""
+    with Views() as views:
+        only = find_envelope(views, envelope).envelope_id if envelope else None
+        unresolved = views.rows(
+            """SELECT envelope_id, count(*) AS people FROM resolution.ops_held
+               WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL GROUP BY envelope_id ORDER BY envelope_id""",
+            only=only,
+        )
+        refused = views.rows(
+            """SELECT f.envelope_id, count(*) AS people FROM funds.ops_held f
+               WHERE (f.envelope_id = %(only)s OR %(only)s::uuid IS NULL)
+                 AND NOT EXISTS (SELECT 1 FROM resolution.ops_held r
+                                 WHERE r.envelope_id = f.envelope_id AND r.disbursement_id = f.disbursement_id)
+               GROUP BY f.envelope_id ORDER BY f.envelope_id""",
+            only=only,
+        )
+        if not unresolved and not refused:
+            print("Nobody is held.")
+            return
+        at_mapper, at_bank = sum(row.people for row in unresolved), sum(row.people for row in refused)
+        print(f"  {plural(at_mapper, 'person')} without an address: the mapper is asked again")
+        print(f"  {plural(at_bank, 'person')} held by funds: those whom the bank refused are paid again")
+        confirm(f"Retry {plural(at_mapper + at_bank, 'held disbursement')}?", yes)
+        for row in unresolved:
+            asked = operator.ResolveHeld(who=who, why=why, envelope_id=row.envelope_id, expected=row.people)
+            touched = send_command(views, "resolution", str(row.envelope_id), asked)
+            print(f"resolution: {plural(touched, 'person')} of {row.envelope_id} looked up again")
+        for row in refused:
+            paid = operator.RetryHeld(who=who, why=why, envelope_id=row.envelope_id)
+            touched = send_command(views, "funds", str(row.envelope_id), paid)
+            print(f"funds: {plural(touched, 'person')} of {row.envelope_id} to be paid again")
+
+
+def settle_unknown(
+    kind: Literal["block", "dispatch", "release"],
+    subject: str,
+    happened: str | None,
+    evidence: str,
+    who: str | None,
+    yes: bool,
+) -> None:
+    """`happened` is the bank's reference; None: it did not happen."""
+    with Views() as views:
+        row = views.one(
+            "SELECT * FROM funds.ops_unknown WHERE kind = %(kind)s AND subject = %(subject)s", kind=kind, subject=subject
+        )
+        if row is None:
+            listed = views.rows("SELECT kind, subject FROM funds.ops_unknown ORDER BY since LIMIT 10")
+            names = ", ".join(f"{one.kind} {one.subject}" for one in listed) or "none"
+            raise Refused(f"no unknown {kind} is called {subject}; unknown are: {names}")
+        envelope = views.one("SELECT currency FROM funds.ops_envelopes WHERE envelope_id = %(id)s", id=row.envelope_id)
+        outcome = f"happened, reference {happened}" if happened is not None else "did not happen, so that it may be sent again"
+        amount = money(row.amount_minor, envelope.currency) if envelope else f"{row.amount_minor} minor units"
+        confirm(f"Settle {kind} {subject} ({plural(row.count or 1, 'payment')}, {amount}): it {outcome}?", yes)
+        command = operator.SettleUnknown(
+            who=who_am_i(who),
+            why=evidence,
+            evidence=evidence,
+            kind=kind,
+            subject=subject,
+            outcome="happened" if happened is not None else "did_not_happen",
+            reference=happened or "",
+        )
+        touched = send_command(views, "funds", str(row.envelope_id), command)
+    if not touched:
+        raise Refused("it was settled meanwhile: nothing was changed")
+    print(f"{kind} {subject} is settled: it {outcome}")
+
+
+def release(name: str, who: str | None, why: str, yes: bool) -> None:
+    with Views() as views:
+        envelope = find_envelope(views, name)
+        row = views.one("SELECT held, held_minor FROM funds.ops_envelopes WHERE envelope_id = %(id)s", id=envelope.envelope_id)
+        if row is None or not row.held_minor:
+            print("No money of this envelope is held: there is nothing to release.")
+            return
+        amount = money(row.held_minor, envelope.currency)
+        confirm(f"Give {amount} of {plural(row.held, 'held disbursement')} back to the sponsor?", yes)
+        command = operator.ReleaseRequested(
+            who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, expected=int(row.held)
+        )
+        touched = send_command(views, "funds", str(envelope.envelope_id), command)
+    print(f"{plural(touched, 'held disbursement')} of {name} given up; {amount} on its way back to the sponsor")
+
+
+def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
+    """Ask, in the publisher's name, that an envelope or single disbursements be cancelled; wait for funds' answer."""
+    with Views() as views:
+        envelope = find_envelope(views, name)
+    chosen = list(dict.fromkeys(disbursement_ids))
+    unpaid = f"whatever is unpaid of {plural(envelope.received, 'disbursement')}"
+    confirm(f"Cancel {plural(len(chosen), 'disbursement') if chosen else unpaid} of envelope {name}?", yes)
+    answers = Answers()
+    publisher = Publisher(envelope.source)
+    publisher_id = envelope.publisher_envelope_id
+    ids: set[str] = set()
+    if chosen:
+        for start in range(0, len(chosen), CHUNK_ITEMS):
+            some = DisbursementsCancellationRequested(
+                envelope_id=publisher_id, disbursement_ids=chosen[start : start + CHUNK_ITEMS], reason=why
+            )
+            ids.add(publisher.submit("ingestion.inbox-disbursements.v1", f"{publisher_id}/cancel", some))
+    else:
+        whole = EnvelopeCancellationRequested(envelope_id=publisher_id, reason=why)
+        ids.add(publisher.submit("ingestion.inbox-envelopes.v1", publisher_id, whole))
+    publisher.flush()
+    rejected, left = [], 0
+    for event in answers.to(ids, ANSWER_SECONDS):
+        if isinstance(event.data, SubmissionRejected):
+            rejected += [f"{fault.code}: {fault.message}" for fault in event.data.errors]
+            continue
+        amount = money(event.data.cancelled_minor, envelope.currency)
+        print(f"{plural(event.data.cancelled, 'disbursement')} cancelled, {amount}")
+        left += len(event.data.not_cancelled)
+        for one in event.data.not_cancelled[:20]:
+            print(f"  not cancelled: {one.disbursement_id} ({one.reason})")
+    if rejected:
+        raise Refused("rejected: " + "; ".join(rejected))
+    if ids:
+        raise NotReachable(
+            f"no answer for {ANSWER_SECONDS:.0f} s. It comes when nothing of it is in flight; the request is not lost: "
+            f"see `almoner timeline {name}`"
+        )
+    if left:
+        raise Refused(f"{plural(left, 'disbursement')} could not be cancelled any more")
+
+
+def submit_statement(path: Path, url: str | None, token: str | None) -> None:
+    """Hand a bank's statement file to ingestion over HTTP."""
+    import httpx
+
+    if not path.is_file():
+        raise Usage(f"there is no file {path}")
+    url, token = statement_door(url, token)
+    try:
+        with path.open("rb") as file:
+            answer = httpx.post(
+                url,
+                headers={"Authorization": f"Bearer {token}"},
+                files={"statement_file": (path.name, file, "text/plain")},
+                timeout=120,
+                trust_env=False,
+            )
+    except httpx.HTTPError as error:
+        raise NotReachable(f"ingestion does not answer at {url}: {error}") from error
+    if answer.status_code in (401, 403):
+        raise Refused(f"ingestion does not know this token ({answer.status_code}): see --token")
+    if not answer.is_success:
+        raise Refused(f"ingestion refused the file ({answer.status_code}): {answer.text.strip()[:500]}")
+    print(f"{path.name} taken: {answer.text.strip()[:200]}")
+
+
+def statement_door(url: str | None, token: str | None) -> tuple[str, str]:
+    """Where statements go: as given, by the environment, else the stack that is up."""
+    url = url or os.environ.get("ALMONER_STATEMENT_URL")
+    token = token or os.environ.get("ALMONER_STATEMENT_TOKEN")
+    if url and token:
+        return url, token
+    from libs.local import services
+
+    door = services.statement_door(home())
+    if door is None:
+        raise NotReachable("no services are up here: give --url and --token (or ALMONER_STATEMENT_URL and _TOKEN)")
+    return url or door[0], token or door[1]
+
+
+def pause(service: str, stage: str, on: bool, who: str | None, why: str, yes: bool) -> None:
+    if service not in SERVICES:
+        raise Usage(f"no service is called {service!r}: there are {', '.join(SERVICES)}")
+    with Views() as views:
+        confirm(f"{'Pause' if on else 'Resume'} {stage} of {service}?", yes)
+        model = operator.PauseStage if on else operator.ResumeStage
+        touched = send_command(views, service, stage, model(who=who_am_i(who), why=why, stage=stage))
+    done = "paused" if on else "resumed"
+    print(f"{service}: {stage} {done}" if touched else f"{service}: {stage} was {done} already")

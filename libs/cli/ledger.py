@@ -1,0 +1,216 @@
+"""The scratch ledger of `books`: what database, statements and events say of each disbursement, side by side on disk.
+
+Everything is streamed in pages into a temporary SQLite file, so memory stays flat however large an envelope is.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from libs.cli.context import PAGE_ROWS, Views
+from libs.cli.send import Reader, event_of
+from libs.common.contracts import funds
+from libs.common.contracts.base import EventData
+from libs.common.contracts.ingestion import StatementLines
+from libs.common.errors import Malformed
+
+_SCHEMA = """
+PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
+CREATE TABLE disbursement (e INT, id TEXT, minor INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
+CREATE TABLE payment (
+    instruction INT, position INT, e INT, id TEXT, minor INT, state TEXT, reference TEXT,
+    confirmed_by TEXT, confirmed_line INT, reversed_by TEXT, reversed_line INT, PRIMARY KEY (instruction, position)
+) WITHOUT ROWID;
+CREATE TABLE held (e INT, id TEXT, minor INT, reason TEXT, PRIMARY KEY (e, id)) WITHOUT ROWID;
+CREATE TABLE cancelled (e INT, id TEXT, minor INT, in_block INT, released INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
+CREATE TABLE line (
+    statement TEXT, line INT, mark TEXT, minor INT, reference TEXT, fifth TEXT, bank_reference TEXT,
+    PRIMARY KEY (statement, line)
+) WITHOUT ROWID;
+CREATE TABLE exception (statement TEXT, line INT, reason TEXT, PRIMARY KEY (statement, line, reason)) WITHOUT ROWID;
+-- One row for one disbursement in one event; an event delivered twice is one event.
+CREATE TABLE fact (
+    e INT, id TEXT, kind TEXT, event TEXT, instruction INT, minor INT, statement TEXT, PRIMARY KEY (e, id, kind, event)
+) WITHOUT ROWID;
+CREATE TABLE moved (e INT, kind TEXT, number INT, event TEXT, minor INT, PRIMARY KEY (e, kind, number, event)) WITHOUT ROWID;
+CREATE TABLE settled (e INT, revision INT, event TEXT, position TEXT, PRIMARY KEY (e, revision, event)) WITHOUT ROWID;
+BEGIN;
+"""
+_INDEXES = """
+CREATE INDEX payment_id ON payment (e, id);
+CREATE INDEX payment_confirmed ON payment (confirmed_by, confirmed_line) WHERE confirmed_by IS NOT NULL;
+CREATE INDEX payment_reversed ON payment (reversed_by, reversed_line) WHERE reversed_by IS NOT NULL;
+CREATE INDEX payment_reference ON payment (reference);
+CREATE INDEX line_reference ON line (reference, mark);
+ANALYZE;
+"""
+
+# Kind of a fact -> the event which says it.
+KINDS: dict[str, type[EventData]] = {
+    "dispatched": funds.PaymentsDispatched,
+    "confirmed": funds.PaymentsConfirmed,
+    "reversed": funds.PaymentsReversed,
+    "unknown": funds.PaymentsUnknown,
+    "held": funds.PaymentsHeld,
+    "refused": funds.PaymentsRefused,
+    "cancelled": funds.PaymentsCancelled,
+}
+
+
+class Ledger:
+    """`numbers` are short names of the envelopes looked at."""
+
+    def __init__(self, folder: Path, envelopes: Sequence[UUID]) -> None:
+        self.numbers = {envelope: number for number, envelope in enumerate(envelopes)}
+        self.envelopes = list(envelopes)
+        self._db = sqlite3.connect(folder / "books.sqlite", isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        self._db.executescript(_SCHEMA)
+
+    def query(self, sql: str, *values: Any) -> Iterator[sqlite3.Row]:
+        return iter(self._db.execute(sql, values))
+
+    def index(self) -> None:
+        """Call once, when all is loaded."""
+        self._db.executescript(_INDEXES)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _fill(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        rows = iter(rows)
+        while page := list(islice(rows, PAGE_ROWS)):
+            marks = ", ".join("?" * len(page[0]))
+            self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", page)
+
+    # What the services' rows say.
+
+    def load_rows(self, views: Views) -> None:
+        """Disbursements, payments, holds and cancellations of the envelopes; all statement exceptions."""
+        ids, number = self.envelopes, self.numbers
+        chosen = "WHERE envelope_id = ANY(%(ids)s::uuid[])"
+        self._fill(
+            "disbursement",
+            (
+                (number[row.envelope_id], row.disbursement_id, row.amount_minor)
+                for row in views.stream(
+                    f"SELECT envelope_id, disbursement_id, amount_minor FROM ingestion.ops_disbursements {chosen}", ids=ids
+                )
+            ),
+        )
+        self._fill(
+            "payment",
+            (
+                (
+                    row.instruction, row.position, number[row.envelope_id], row.disbursement_id, row.amount_minor,
+                    row.state, row.reference, _text(row.confirmed_by), row.confirmed_line, _text(row.reversed_by),
+                    row.reversed_line,
+                )
+                for row in views.stream(
+                    f"""SELECT envelope_id, instruction, position, disbursement_id, amount_minor, state, reference,
+                               confirmed_by, confirmed_line, reversed_by, reversed_line FROM funds.ops_payments {chosen}""",
+                    ids=ids,
+                )
+            ),
+        )  # fmt: skip
+        self._fill(
+            "held",
+            (
+                (number[row.envelope_id], row.disbursement_id, row.amount_minor, row.reason)
+                for row in views.stream(
+                    f"""SELECT envelope_id, disbursement_id, amount_minor, reason FROM funds.ops_held
+                        {chosen} AND state = 'HELD'""",
+                    ids=ids,
+                )
+            ),
+        )
+        self._fill(
+            "cancelled",
+            (
+                (
+                    number[row.envelope_id], row.disbursement_id, row.amount_minor, row.in_block,
+                    row.release_id is not None,
+                )
+                for row in views.stream(
+                    f"""SELECT envelope_id, disbursement_id, amount_minor, in_block, release_id
+                        FROM funds.ops_cancelled {chosen}""",
+                    ids=ids,
+                )
+            ),
+        )  # fmt: skip
+        self._fill(
+            "exception",
+            (
+                (str(row.statement_id), row.line, row.reason)
+                for row in views.stream("SELECT statement_id, line, reason FROM funds.ops_exceptions")
+            ),
+        )
+
+    # What the bank's statements say.
+
+    def load_lines(self) -> None:
+        """Every statement line on the topic, as ingestion read it and before funds judged it."""
+        reader = Reader("ingestion.statements.v1")
+        models: dict[str, type[EventData]] = {StatementLines.TYPE: StatementLines}
+        self._fill(
+            "line",
+            (
+                (
+                    str(data.statement_id), line.line, line.mark, line.amount_minor, line.customer_reference,
+                    line.fifth_narrative, line.bank_reference,
+                )
+                for _, data in _events(reader, models)
+                for line in data.lines
+            ),
+        )  # fmt: skip
+        reader.close()
+
+    # What the events say.
+
+    def load_events(self) -> None:
+        """Every payment fact, block, release and settlement of the envelopes since the topics' beginning."""
+        reader = Reader("funds.payments.v1")
+        kinds = {model.TYPE: kind for kind, model in KINDS.items()}
+        self._fill(
+            "fact",
+            (
+                (
+                    self.numbers[data.header.envelope_id], item.disbursement_id, kinds[data.TYPE], event_id,
+                    getattr(data, "instruction", None), item.amount_minor, _text(getattr(data, "statement_id", None)),
+                )
+                for event_id, data in _events(reader, {model.TYPE: model for model in KINDS.values()})
+                if data.header.envelope_id in self.numbers
+                for item in data.items
+            ),
+        )  # fmt: skip
+        reader.close()
+        reader = Reader("funds.envelopes.v1")
+        models = (funds.FundsBlocked, funds.FundsReleased, funds.EnvelopeSettled)
+        for event_id, data in _events(reader, {model.TYPE: model for model in models}):
+            number = self.numbers.get(data.header.envelope_id)
+            if number is None:
+                continue
+            if isinstance(data, funds.FundsBlocked):
+                self._fill("moved", [(number, "blocked", data.block, event_id, data.amount_minor)])
+            elif isinstance(data, funds.FundsReleased):
+                self._fill("moved", [(number, "released", data.release_id, event_id, data.amount_minor)])
+            else:
+                self._fill("settled", [(number, data.revision, event_id, data.position.model_dump_json())])
+        reader.close()
+
+
+def _events(reader: Reader, models: Mapping[str, type[EventData]]) -> Iterator[tuple[str, Any]]:
+    for message in reader.until_end():
+        try:
+            event = event_of(message, dict(models))
+        except Malformed:
+            continue  # nothing of ours: whoever consumes it has set it aside and says so
+        if event is not None:
+            yield event.id, event.data
+
+
+def _text(value: UUID | None) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,334 @@
+"""`almoner status` and `almoner watch`: where every envelope stands, over all stages."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from libs.cli.context import (
+    SERVICES,
+    Number,
+    Views,
+    as_dict,
+    clock,
+    console,
+    find_envelope,
+    money,
+    plural,
+    print_json,
+    table,
+    topic,
+)
+
+REFRESH_SECONDS = 0.5
+PLAIN_SECONDS = 5.0  # between lines where there is no terminal
+CONSUMERS = ("ingestion", "resolution", "funds")
+
+# One row per envelope. Batches are summed for the envelopes asked for only.
+STAGES = """
+SELECT i.envelope_id, i.publisher_envelope_id, i.currency, i.state, i.declared, i.declared_minor, i.received,
+       i.batches, i.created_at, f.state AS funds_state,
+       coalesce(b.cut, 0) AS cut, coalesce(r.looked_up, 0) AS looked_up, coalesce(r.resolved, 0) AS resolved,
+       coalesce(f.blocked_minor, 0) AS blocked_minor, coalesce(f.waiting, 0) AS waiting,
+       coalesce(f.waiting_minor, 0) AS waiting_minor, coalesce(f.in_flight, 0) AS in_flight,
+       coalesce(f.in_flight_minor, 0) AS in_flight_minor, coalesce(f.unknown, 0) AS unknown,
+       coalesce(f.unknown_minor, 0) AS unknown_minor, coalesce(f.held, 0) AS held,
+       coalesce(f.held_minor, 0) AS held_minor, coalesce(f.dispatched, 0) AS dispatched,
+       coalesce(f.dispatched_minor, 0) AS dispatched_minor, coalesce(f.outstanding, 0) AS outstanding,
+       coalesce(f.outstanding_minor, 0) AS outstanding_minor, coalesce(f.confirmed, 0) AS confirmed,
+       coalesce(f.confirmed_minor, 0) AS confirmed_minor, coalesce(f.reversed, 0) AS reversed,
+       coalesce(f.reversed_minor, 0) AS reversed_minor, coalesce(f.cancelled, 0) AS cancelled,
+       coalesce(f.releasing_minor, 0) AS releasing_minor, coalesce(f.released_minor, 0) AS released_minor,
+       f.blocked_at, f.settled_at, f.last_confirmed_at
+FROM (SELECT * FROM ingestion.ops_envelopes
+      WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL ORDER BY created_at DESC LIMIT %(limit)s) AS i
+LEFT JOIN LATERAL (SELECT sum(count)::bigint AS cut FROM ingestion.ops_batches b WHERE b.envelope_id = i.envelope_id) AS b
+          ON true
+LEFT JOIN LATERAL (SELECT sum(resolved + unresolved)::bigint AS looked_up, sum(resolved)::bigint AS resolved
+                   FROM resolution.ops_batches r WHERE r.envelope_id = i.envelope_id AND r.resolved_at IS NOT NULL) AS r
+          ON true
+LEFT JOIN funds.ops_envelopes f ON f.envelope_id = i.envelope_id
+ORDER BY i.created_at
+"""
+
+
+def stages(views: Views, only: Any = None, limit: int = 50) -> list[Any]:
+    return views.rows(STAGES, only=only, limit=limit)
+
+
+def at_rest(row: Any) -> bool:
+    """Nothing of this envelope moves by itself any more: it is settled, or what is left waits for an operator."""
+    if row.settled_at is not None:
+        return True
+    moving = row.waiting_minor + row.in_flight_minor + row.releasing_minor + row.outstanding_minor
+    return bool(row.blocked_minor) and not moving and row.received >= row.declared and row.cut >= row.received
+
+
+def word(row: Any) -> str:
+    """Where an envelope stands, in one word or two."""
+    if row.settled_at is not None:
+        return "settled"
+    if row.state in ("CANCELLING", "CANCELLED"):
+        return str(row.state).lower()
+    if row.received < row.declared:
+        return "receiving"
+    if at_rest(row):
+        return "needs you" if row.held or row.unknown else "done"
+    return "paying" if row.blocked_minor else "waiting for funds"
+
+
+def lags() -> dict[str, int]:
+    """Service -> messages its consumer group has not yet consumed."""
+    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+    from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+    from libs.cli.context import NotReachable
+    from libs.common import kafka
+
+    admin = AdminClient(kafka.connection())
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    found = {}
+    try:
+        for service in CONSUMERS:
+            group = topic(f"almoner-{service}")
+            asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=5)
+            places = [place for place in asked[group].result().topic_partitions or [] if place.offset >= 0]
+            ends = admin.list_offsets(
+                {TopicPartition(place.topic, place.partition): latest for place in places}, request_timeout=5
+            )
+            end = {(place.topic, place.partition): future.result().offset for place, future in ends.items()}
+            found[service] = sum(max(0, end[place.topic, place.partition] - place.offset) for place in places)
+    except KafkaException as error:
+        raise NotReachable(f"Kafka does not answer: {error.args[0].str()}; is the broker up? (`./almoner up`)") from None
+    return found
+
+
+@dataclass
+class Rates:
+    """Disbursements a second by stage, over the last few seconds."""
+
+    window_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        self._seen: list[tuple[float, dict[str, int]]] = []
+
+    def add(self, counts: dict[str, int]) -> dict[str, float]:
+        now = time.monotonic()
+        self._seen = [(at, old) for at, old in self._seen if now - at <= self.window_seconds] or self._seen[-1:]
+        first_at, first = self._seen[0] if self._seen else (now, counts)
+        self._seen.append((now, counts))
+        seconds = now - first_at
+        return {name: (counts[name] - first.get(name, 0)) / seconds if seconds > 0 else 0.0 for name in counts}
+
+
+def progress(rows: list[Any]) -> dict[str, int]:
+    """Stage -> disbursements that have passed it, summed over envelopes."""
+    return {
+        "received": sum(row.received for row in rows),
+        "batched": sum(row.cut for row in rows),
+        "looked up": sum(row.looked_up for row in rows),
+        "dispatched": sum(row.dispatched for row in rows),
+        "confirmed": sum(row.confirmed + row.reversed for row in rows),
+    }
+
+
+def remaining_seconds(rows: list[Any], rates: dict[str, float]) -> float | None:
+    """Until all that can move by itself is confirmed, at the pace of the slowest stage that is at work; None: unknown."""
+    done = progress(rows)
+    to_do = sum(row.declared - row.held - row.cancelled - row.unknown for row in rows)
+    left = to_do - done["confirmed"]
+    if left <= 0:
+        return 0.0
+    pace = rates.get("confirmed", 0.0) or rates.get("dispatched", 0.0)
+    return left / pace if pace > 0 else None
+
+
+def watch(name: str | None, follow: bool, as_json: bool) -> None:
+    """Show progress until nothing moves by itself any more; with `follow`, until Ctrl-C."""
+    with Views() as views:
+        only = find_envelope(views, name).envelope_id if name else None
+        rates, started = Rates(), time.monotonic()
+        if sys.stdout.isatty() and not as_json:
+            from rich.live import Live
+
+            with Live(console=console(), refresh_per_second=4) as live:
+                while True:
+                    rows = stages(views, only)
+                    live.update(picture(rows, rates.add(progress(rows)), lags(), time.monotonic() - started), refresh=True)
+                    if not follow and all(at_rest(row) for row in rows):
+                        break
+                    time.sleep(REFRESH_SECONDS)
+        else:
+            watch_plainly(views, only, rates, started, follow, as_json)
+        if not as_json:
+            print(conclusion(stages(views, only)))
+
+
+def watch_plainly(views: Views, only: Any, rates: Rates, started: float, follow: bool, as_json: bool) -> None:
+    said: dict[str, int] = {}
+    next_at = 0.0
+    while True:
+        rows = stages(views, only)
+        done, rest = progress(rows), all(at_rest(row) for row in rows)
+        rate = rates.add(done)
+        if rest or (time.monotonic() >= next_at and done != said):
+            next_at, said = time.monotonic() + PLAIN_SECONDS, done
+            behind = lags()
+            seconds = round(time.monotonic() - started, 1)
+            if as_json:
+                print_json(
+                    {
+                        "seconds": seconds,
+                        "declared": sum(row.declared for row in rows),
+                        **done,
+                        "held": sum(row.held for row in rows),
+                        "unknown": sum(row.unknown for row in rows),
+                        "per_second": round(rate["confirmed"], 1),
+                        "lag": behind,
+                        "remaining_seconds": remaining_seconds(rows, rate),
+                        "at_rest": rest,
+                    }
+                )
+            else:
+                steps = ", ".join(f"{stage} {count:,}" for stage, count in done.items())
+                print(f"{seconds:6.1f} s  {steps}; lag {sum(behind.values()):,}{left(rows, rate)}", flush=True)
+        if rest and not follow:
+            return
+        time.sleep(REFRESH_SECONDS)
+
+
+def left(rows: list[Any], rates: dict[str, float]) -> str:
+    seconds = remaining_seconds(rows, rates)
+    return f"; about {seconds:,.0f} s left" if seconds else ""
+
+
+def picture(rows: list[Any], rates: dict[str, float], behind: dict[str, int], seconds: float) -> Any:
+    """One line per stage, with a bar."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    of = sum(row.declared for row in rows)
+    reader = {"received": "ingestion", "looked up": "resolution", "confirmed": "funds"}
+    shown = Table(title=f"{plural(len(rows), 'envelope')}, {plural(of, 'disbursement')}", title_justify="left", box=None)
+    for column in ("stage", "", "done", "per second", "lag"):
+        shown.add_column(column, justify="left" if column in ("stage", "") else "right", min_width=10)
+    for stage, done in progress(rows).items():
+        lag = f"{behind.get(reader[stage], 0):,}" if stage in reader else ""
+        shown.add_row(stage, ProgressBar(max(of, 1), done, width=30), f"{done:,}", f"{rates[stage]:,.0f}", lag)
+    counts = {name: sum(getattr(row, name) for row in rows) for name in ("held", "unknown", "cancelled", "reversed")}
+    blocked = " · ".join(money(row.blocked_minor, row.currency) for row in rows[:3] if row.blocked_minor)
+    foot = "  ".join(f"{name} {count:,}" for name, count in counts.items())
+    return Group(shown, f"  blocked {blocked or '–'}   {foot}   {seconds:,.0f} s{left(rows, rates)}")
+
+
+def conclusion(rows: list[Any]) -> str:
+    held, unknown = sum(row.held for row in rows), sum(row.unknown for row in rows)
+    confirmed = sum(row.confirmed for row in rows)
+    text = f"{plural(confirmed, 'payment')} confirmed"
+    for count, what in ((sum(row.reversed for row in rows), "reversed"), (sum(row.cancelled for row in rows), "cancelled")):
+        text += f", {count:,} {what}" if count else ""
+    if held:
+        text += f"; {held:,} held: `almoner held` says why"
+    if unknown:
+        text += f"; {unknown:,} unknown: `almoner status` lists them, `almoner settle-unknown` ends them"
+    return text
+
+
+def status(name: str | None, as_json: bool) -> None:
+    """All envelopes and what needs an operator; or one envelope and where its money is."""
+    with Views() as views:
+        if name:
+            one_status(views, find_envelope(views, name), as_json)
+            return
+        rows, needs = stages(views), attention(views)
+        if as_json:
+            print_json({"envelopes": [{"stands": word(row), **as_dict(row)} for row in rows], "attention": needs})
+            return
+        if not rows:
+            print("No envelope has been submitted yet: `almoner submit FILE`")
+        else:
+            columns = (
+                "envelope",
+                "stands",
+                "declared",
+                "confirmed",
+                "reversed",
+                "held",
+                "unknown",
+                "cancelled",
+                "blocked",
+                "since",
+            )
+            table(
+                "",
+                columns,
+                [
+                    (
+                        row.publisher_envelope_id, word(row), row.declared, row.confirmed, row.reversed, row.held,
+                        row.unknown, row.cancelled, money(row.blocked_minor, row.currency), clock(row.created_at),
+                    )
+                    for row in rows
+                ],
+            )  # fmt: skip
+        for line in needs:
+            print(f"! {line}")
+
+
+def attention(views: Views) -> list[str]:
+    """What will not go on by itself, each with the verb that helps."""
+    found = []
+    for service in SERVICES:
+        for row in views.rows(f"SELECT stage, who, why, since FROM {service}.ops_paused ORDER BY since"):
+            found.append(f"{service}: {row.stage} is paused since {clock(row.since)} by {row.who}: {row.why}")
+        for row in views.rows(
+            f"SELECT kind, state, rows FROM {service}.ops_work_summary WHERE state IN ('ERROR', 'UNKNOWN') ORDER BY 1, 2"
+        ):
+            verb = f"retry --kind {row.kind}" if row.state == "ERROR" else "settle-unknown"
+            found.append(f"{service}: {row.rows:,} × {row.kind} in {row.state} (almoner {verb})")
+        letters = views.one(f"SELECT count(*) AS n FROM {service}.ops_dead_letters WHERE state = 'OPEN'").n
+        if letters:
+            found.append(f"{service}: {plural(letters, 'dead letter')} open")
+        outbox = views.one(f"SELECT rows, oldest, stuck FROM {service}.ops_outbox")
+        if outbox.stuck:
+            found.append(f"{service}: {plural(outbox.stuck, 'event')} the broker will never take")
+    for row in views.rows("SELECT kind, subject, count, code, message, since FROM funds.ops_unknown ORDER BY since LIMIT 20"):
+        found.append(
+            f"unknown {row.kind} {row.subject} ({row.count or 1:,}) since {clock(row.since)}: {row.code} {row.message}"
+        )
+    exceptions = views.rows(
+        "SELECT reason, count(*) AS n FROM funds.ops_exceptions WHERE state = 'OPEN' GROUP BY reason ORDER BY reason"
+    )
+    found += [f"{plural(row.n, 'statement exception')} {row.reason}" for row in exceptions]
+    return found
+
+
+POSITIONS = ("waiting", "in_flight", "unknown", "held", "dispatched", "releasing", "released")
+
+
+def one_status(views: Views, envelope: Any, as_json: bool) -> None:
+    row = stages(views, envelope.envelope_id)[0]
+    if as_json:
+        print_json({"stands": word(row), **as_dict(envelope), **as_dict(row)})
+        return
+    currency = row.currency
+    print(f"{row.publisher_envelope_id} ({row.envelope_id}) from {envelope.source}")
+    print(f"  programme {envelope.programme}, benefit {envelope.benefit_code}, due {envelope.schedule_date}: {word(row)}")
+    print(
+        f"  received {row.received:,} of {row.declared:,} in {plural(row.batches, 'batch')}; {row.resolved:,} with an address"
+    )
+    print(f"  blocked {money(row.blocked_minor, currency)} ({clock(row.blocked_at)}), of which")
+    for name in POSITIONS:
+        minor = getattr(row, f"{name}_minor")
+        if minor:
+            print(f"    {name.replace('_', ' '):<12}{money(minor, currency):>24}{counted(row, name)}")
+        if name == "dispatched" and minor:
+            for part in ("outstanding", "confirmed", "reversed"):
+                print(f"      {part:<10}{money(getattr(row, part + '_minor'), currency):>24}{counted(row, part)}")
+    if row.cancelled:
+        print(f"  cancelled {plural(row.cancelled, 'disbursement')}")
+
+
+def counted(row: Any, name: str) -> str:
+    count = getattr(row, name, None)
+    return Number(f"  ({count:,})") if count else ""

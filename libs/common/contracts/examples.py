@@ -1,0 +1,355 @@
+"""One example per event type, as on the wire: TYPE -> data. Together they tell one payment run, from its envelope to its end.
+
+A rice farmers' cash programme pays four people. The mapper knows no account for one of them, the bank sends one payment
+back, and one is cancelled before it is paid. Other systems' tests and `docs/events.md` use these; names and accounts are
+invented.
+"""
+
+from typing import Any
+
+from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
+from libs.common.contracts.base import EventData, derived_id, envelope_uuid
+
+SOURCE = "urn:example:rice-programme"
+_SUBMISSION = "3f0f7d0e-5c1b-4a35-9d52-8c1e3b7a9c10"
+_CHUNK = "a8a4b0de-8a7e-4b0f-8a3e-0c2f4f3f6d21"
+_CANCELLATION = "c2b0e1e6-1d7c-4c39-8c6b-5f6f0b1b7e32"
+
+_PUBLISHER_ENVELOPE_ID = "RICE-2026-11-REGION-03"
+_ENVELOPE_ID = str(envelope_uuid(SOURCE, _PUBLISHER_ENVELOPE_ID))
+_BATCH_ID = str(derived_id("batch", _ENVELOPE_ID, 1))
+_STATEMENT_ID = "7d9c0c4e-6c52-5b1f-9a52-1a8f6d0e4b43"
+_ACCOUNT = "5b2f0c9e1d7a4836b1c4e6f80a93d275"
+
+_PROGRAMME = {"id": "RICE", "mnemonic": "Rice Farmers' Assistance"}
+_CYCLE = {"id": "2026-WET", "mnemonic": "Wet season 2026"}
+_BENEFIT_CODE = {"id": "CASH-01", "mnemonic": "Cash per hectare"}
+
+_HEADER: dict[str, Any] = {
+    "envelope_id": _ENVELOPE_ID,
+    "source": SOURCE,
+    "publisher_envelope_id": _PUBLISHER_ENVELOPE_ID,
+    "programme": _PROGRAMME,
+    "benefit_code": _BENEFIT_CODE,
+    "benefit_type": "CASH_DIGITAL",
+    "cycle": _CYCLE,
+    "target_registry": "farmers",
+    "currency": "PHP",
+    "schedule_date": "2026-11-24",
+    "time_zone": "Asia/Manila",
+    "revision": 1,
+}
+_BATCH_HEADER = {**_HEADER, "batch_id": _BATCH_ID, "number": 1}
+
+# Four farmers: 5,000.00 + 7,512.50 + 3,250.75 + 5,000.00 pesos.
+_PEOPLE = [
+    ("RICE-03-000001", "FARMER-1004711", "Maria Santos", 500_000),
+    ("RICE-03-000002", "FARMER-1004712", "Jose Ramos", 751_250),
+    ("RICE-03-000003", "FARMER-1004713", "Liza Bautista", 325_075),
+    ("RICE-03-000004", "FARMER-1004714", "Andres Flores", 500_000),
+]
+_ITEMS: list[dict[str, Any]] = [
+    {"disbursement_id": disbursement, "beneficiary_id": beneficiary, "amount_minor": amount}
+    for disbursement, beneficiary, _, amount in _PEOPLE
+]
+_TOTAL = 2_076_325
+_PAID, _REVERSED, _CANCELLED, _UNRESOLVED = _ITEMS  # what becomes of each in the end
+_SEALED = {
+    "key_id": "k1",
+    "data": "kWkRCwyAk5lPz1uQm0s8sZx0cQ0M2Y0H4m3rXb6r0pJcV9d1nS7tTgqf1y2Gk8aLw5u3oE9iD4hBvKxZ6RjPqNc=",
+}
+
+
+def _amounts(*items: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"disbursement_id": item["disbursement_id"], "amount_minor": item["amount_minor"]} for item in items]
+
+
+def _chunk(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"count": len(items), "total_minor": sum(item["amount_minor"] for item in items), "items": items}
+
+
+def _command(why: str, expected: int | None = None) -> dict[str, Any]:
+    return {"who": "a.reyes@example.org", "why": why, "expected": expected}
+
+
+_PUBLISHED: dict[type[EventData], dict[str, Any]] = {
+    ingestion.EnvelopeSubmitted: {
+        "envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "programme": _PROGRAMME,
+        "benefit_code": {**_BENEFIT_CODE, "type": "CASH_DIGITAL"},
+        "cycle": {**_CYCLE, "frequency": "SemiAnnually"},
+        "target_registry": "farmers",
+        "number_of_beneficiaries": 4,
+        "number_of_disbursements": 4,
+        "total_minor": _TOTAL,
+        "currency": "PHP",
+        "schedule_date": "2026-11-24",
+        "time_zone": "Asia/Manila",
+    },
+    ingestion.DisbursementsAdded: {
+        "envelope_id": _PUBLISHER_ENVELOPE_ID,
+        **_chunk(
+            [
+                {**item, "beneficiary_name": name, "narrative": "Rice assistance, wet season 2026"}
+                for item, (_, _, name, _) in zip(_ITEMS, _PEOPLE, strict=True)
+            ]
+        ),
+    },
+    ingestion.EnvelopeCancellationRequested: {
+        "envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "reason": "The region's list was approved twice",
+    },
+    ingestion.DisbursementsCancellationRequested: {
+        "envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "disbursement_ids": [_CANCELLED["disbursement_id"]],
+        "reason": "The farm was sold before the season",
+    },
+    ingestion.EnvelopeStatusRequested: {"envelope_id": _PUBLISHER_ENVELOPE_ID},
+    ingestion.StatementSubmitted: {
+        "format": "MT940",
+        "text": (
+            ":20:STMT20261124\r\n:25:001234567890\r\n:28C:328/1\r\n:60F:C261124PHP98000000,00\r\n"
+            ":61:2611241124D5000,00NTRFA000000001009NZ9//BANK0000471\r\n:86:A000000001009NZ9\r\n"
+            ":62F:C261124PHP97995000,00\r\n-"
+        ),
+    },
+}
+
+_ANSWERS: dict[type[EventData], dict[str, Any]] = {
+    ingestion.SubmissionAccepted: {
+        "submission_ids": [_SUBMISSION, _CHUNK],
+        "envelope_id": _ENVELOPE_ID,
+        "publisher_envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "outcome": "accepted",
+        "items": 4,
+        "warnings": [
+            {
+                "code": "BENEFICIARY_REPEATED",
+                "pointer": "/items/3/beneficiary_id",
+                "message": "FARMER-1004714 is paid more than once by this envelope",
+            }
+        ],
+        "cancelled": 0,
+        "cancelled_minor": 0,
+        "not_cancelled": [],
+    },
+    ingestion.SubmissionRejected: {
+        "submission_ids": [_CHUNK],
+        "topic": "ingestion.inbox-disbursements.v1",
+        "partition": 2,
+        "offset": 40_817,
+        "envelope_id": _ENVELOPE_ID,
+        "publisher_envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "errors": [
+            {
+                "code": "INVALID_DATA",
+                "pointer": "/items/2/amount_minor",
+                "message": "Input should be greater than 0",
+            }
+        ],
+    },
+    ingestion.EnvelopeStatus: {
+        "submission_ids": [_SUBMISSION],
+        "header": _HEADER,
+        "state": "COMPLETED",
+        "declared": 4,
+        "declared_minor": _TOTAL,
+        "received": 4,
+        "received_minor": _TOTAL,
+        "batches": 1,
+        "funds": "BLOCKED",
+    },
+}
+
+_INGESTION: dict[type[EventData], dict[str, Any]] = {
+    ingestion.EnvelopeAccepted: {"header": _HEADER, "declared": 4, "declared_minor": _TOTAL},
+    ingestion.EnvelopeCompleted: {"header": _HEADER, "batches": 1, "count": 4, "total_minor": _TOTAL},
+    ingestion.EnvelopeCancelling: {
+        "header": _HEADER,
+        "request_id": _CANCELLATION,
+        "reason": "The region's list was approved twice",
+        "batches": 1,
+        "count": 4,
+        "total_minor": _TOTAL,
+    },
+    ingestion.DisbursementsCancelling: {
+        "header": _HEADER,
+        "request_id": _CANCELLATION,
+        "reason": "The farm was sold before the season",
+        "items": [{"disbursement_id": _CANCELLED["disbursement_id"], "batch_id": _BATCH_ID}],
+    },
+    ingestion.BatchCut: {"header": _BATCH_HEADER, **_chunk(_ITEMS), "sealed": _SEALED},
+    ingestion.StatementOpened: {
+        "statement_id": _STATEMENT_ID,
+        "account_token": _ACCOUNT,
+        "reference": "STMT20261124",
+        "number": "328",
+        "sequence": "1",
+        "currency": "PHP",
+        "opening_minor": 9_800_000_000,
+        "closing_minor": 9_799_500_000,
+        "lines": 3,
+        "chunks": 1,
+    },
+    ingestion.StatementLines: {
+        "statement_id": _STATEMENT_ID,
+        "account_token": _ACCOUNT,
+        "currency": "PHP",
+        "chunk": 1,
+        "lines": [
+            {
+                "line": line,
+                "mark": mark,
+                "amount_minor": item["amount_minor"],
+                "value_date": "2026-11-24",
+                "customer_reference": reference,
+                "bank_reference": f"BANK000047{line}",
+                "fifth_narrative": reference,
+            }
+            for line, mark, item, reference in [
+                (1, "D", _PAID, "A000000001009NZ9"),
+                (2, "D", _REVERSED, "A00000000101BWSE"),
+                (3, "RD", _REVERSED, "A00000000101BWSE"),
+            ]
+        ],
+        "unparsable": [{"line": 4, "reason": "the amount is missing"}],
+        "count": 3,
+        "total_minor": _PAID["amount_minor"] + 2 * _REVERSED["amount_minor"],
+        "sealed": _SEALED,
+    },
+}
+
+_RESOLUTION: dict[type[EventData], dict[str, Any]] = {
+    resolution.BatchAddressesResolved: {
+        "header": _BATCH_HEADER,
+        "part": 1,
+        **_chunk([_PAID, _REVERSED, _CANCELLED]),
+        "sealed": _SEALED,
+        "unresolved": [{**_UNRESOLVED, "reason": "NOT_LINKED", "message": "succ.fa.not_linked_to_id"}],
+        "unresolved_count": 1,
+        "unresolved_total_minor": _UNRESOLVED["amount_minor"],
+    },
+}
+
+_PAYMENTS = {"header": _BATCH_HEADER, "instruction": 1}
+_FUNDS: dict[type[EventData], dict[str, Any]] = {
+    funds.FundsChecked: {"header": _HEADER, "amount_minor": _TOTAL},
+    funds.FundsShort: {
+        "header": _HEADER,
+        "amount_minor": _TOTAL,
+        "reason": "INSUFFICIENT_FUNDS",
+        "message": "Insufficient funds",
+    },
+    funds.FundsBlocked: {"header": _HEADER, "block": 1, "amount_minor": _TOTAL, "bank_reference": "BLK0000000000001"},
+    funds.FundsReleased: {
+        "header": _HEADER,
+        "release_id": 1,
+        "block": 1,
+        "amount_minor": _CANCELLED["amount_minor"] + _UNRESOLVED["amount_minor"],
+        "bank_reference": "REL0000000000001",
+    },
+    funds.EnvelopeCancelled: {
+        "header": _HEADER,
+        "request_id": _CANCELLATION,
+        "cancelled": 2,
+        "cancelled_minor": _CANCELLED["amount_minor"] + _UNRESOLVED["amount_minor"],
+        "already_dispatched": 2,
+        "already_dispatched_minor": _PAID["amount_minor"] + _REVERSED["amount_minor"],
+        "unknown": 0,
+        "unknown_minor": 0,
+    },
+    funds.DisbursementsCancelled: {
+        "header": _HEADER,
+        "request_id": _CANCELLATION,
+        "cancelled": [_CANCELLED["disbursement_id"]],
+        "cancelled_minor": _CANCELLED["amount_minor"],
+        "not_cancelled": [{"disbursement_id": _PAID["disbursement_id"], "reason": "ALREADY_DISPATCHED"}],
+    },
+    funds.EnvelopeSettled: {
+        "header": _HEADER,
+        "revision": 1,
+        "position": {
+            "blocked": _TOTAL,
+            "waiting": 0,
+            "in_flight": 0,
+            "unknown": 0,
+            "held": 0,
+            "dispatched": _PAID["amount_minor"] + _REVERSED["amount_minor"],
+            "releasing": 0,
+            "released": _CANCELLED["amount_minor"] + _UNRESOLVED["amount_minor"],
+            "outstanding": 0,
+            "confirmed": _PAID["amount_minor"],
+            "reversed": _REVERSED["amount_minor"],
+        },
+        "confirmed": 1,
+        "reversed": 1,
+        "cancelled": 1,
+    },
+    funds.PaymentsDispatched: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED))},
+    funds.PaymentsConfirmed: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "statement_id": _STATEMENT_ID},
+    funds.PaymentsReversed: {**_PAYMENTS, **_chunk(_amounts(_REVERSED)), "statement_id": _STATEMENT_ID},
+    funds.PaymentsUnknown: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "reason": "NO_ANSWER"},
+    funds.PaymentsHeld: {
+        "header": _BATCH_HEADER,
+        **_chunk([{**_amounts(_UNRESOLVED)[0], "reason": "NOT_LINKED", "message": "succ.fa.not_linked_to_id"}]),
+    },
+    funds.PaymentsRefused: {
+        **_PAYMENTS,
+        **_chunk([{**_amounts(_REVERSED)[0], "reason": "ACCOUNT_CLOSED", "message": "Account closed"}]),
+    },
+    funds.PaymentsCancelled: {"header": _BATCH_HEADER, **_chunk(_amounts(_CANCELLED))},
+    funds.StatementReconciled: {
+        "statement_id": _STATEMENT_ID,
+        "account_token": _ACCOUNT,
+        "currency": "PHP",
+        "lines": 3,
+        "confirmed": 2,
+        "confirmed_minor": _PAID["amount_minor"] + _REVERSED["amount_minor"],
+        "reversed": 1,
+        "reversed_minor": _REVERSED["amount_minor"],
+        "exceptions": [{"reason": "UNPARSABLE_LINE", "count": 1}],
+        "balances_agree": True,
+    },
+}
+
+_SCHEDULER: dict[type[EventData], dict[str, Any]] = {
+    scheduler.Tick: {"job": "funds-due", "due_at": "2026-11-23T16:00:00Z", "missed": 2, "reason": ""},
+}
+
+_COMMANDS: dict[type[EventData], dict[str, Any]] = {
+    operator.PauseStage: {**_command("The bank has announced maintenance"), "stage": "dispatch"},
+    operator.ResumeStage: {**_command("The bank is back"), "stage": "dispatch"},
+    operator.RetryWork: {**_command("The mapper is back", 2), "kind": "resolve", "subjects": []},
+    operator.RedriveDeadLetters: {**_command("The release with the fix is out", 2), "ids": [17, 18]},
+    operator.DiscardDeadLetters: {**_command("A test message from the staging system", 1), "ids": [19]},
+    operator.FireTick: {**_command("The sponsor has just topped up the account"), "job": "funds-due"},
+    operator.ResolveHeld: {
+        **_command("The farmer has registered an account", 1),
+        "envelope_id": _ENVELOPE_ID,
+        "batch_ids": [],
+        "disbursement_ids": [_UNRESOLVED["disbursement_id"]],
+    },
+    operator.RetryHeld: {
+        **_command("The bank has reopened the account", 1),
+        "envelope_id": _ENVELOPE_ID,
+        "disbursement_ids": [_REVERSED["disbursement_id"]],
+    },
+    operator.SettleUnknown: {
+        **_command("The bank was asked by telephone"),
+        "kind": "dispatch",
+        "subject": "1",
+        "outcome": "happened",
+        "reference": "BANK0000471",
+        "evidence": "Letter of the bank of 25 November 2026, signed by the desk of bulk payments",
+    },
+    operator.ReleaseRequested: {
+        **_command("The season is over; the sponsor wants the rest back"),
+        "envelope_id": _ENVELOPE_ID,
+    },
+}
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    model.TYPE: data
+    for group in (_PUBLISHED, _ANSWERS, _INGESTION, _RESOLUTION, _FUNDS, _SCHEDULER, _COMMANDS)
+    for model, data in group.items()
+}

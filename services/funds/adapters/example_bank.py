@@ -1,0 +1,149 @@
+"""The OpenG2P example bank: plain JSON, no idempotency, no query, no release.
+
+Wire format: POST check_funds, block_funds, initiate_payment. A list is taken whole or not at all; a repeated reference is
+HTTP 500 and nothing of the list is stored.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from pydantic_core import from_json, to_json
+
+from libs.common.money import to_decimal
+from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
+from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded, Sufficient
+
+# A quote inside a value is escaped, so this finds keys only.
+_AMOUNT = re.compile(rb'"(payment_amount|amount|total_funds_needed)":"([0-9.]+)"')
+
+
+class ExampleBank:
+    capabilities = Capabilities(block=Repeat.ONCE, dispatch=Repeat.ONCE, release=Repeat.NONE, atomic_list=True)
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    async def check(self, client: httpx.AsyncClient, claim: Claim, account: Account, amount_minor: int) -> Answer:
+        body = {
+            "account_number": account.number,
+            "account_currency": account.currency,
+            "total_funds_needed": to_decimal(amount_minor, account.currency),
+        }
+        answer = await self._call(client, claim, "check_funds", body)
+        if isinstance(answer, NotSent):
+            return answer
+        if isinstance(answer, MaybeDone):
+            return replace(answer, repeatable=True)  # a read
+        if answer.get("status") == "success" and answer.get("has_sufficient_funds") is True:
+            return Done(Sufficient())
+        if answer.get("status") in ("success", "failed"):
+            return Done(_refused(answer, "FUNDS_NOT_AVAILABLE"))
+        return MaybeDone("NONSENSE", "check_funds answered neither success nor failed", repeatable=True)
+
+    async def block(self, client: httpx.AsyncClient, claim: Claim, account: Account, amount_minor: int) -> Answer:
+        body = {
+            "account_number": account.number,
+            "currency": account.currency,
+            "amount": to_decimal(amount_minor, account.currency),
+        }
+        return read_block(await self._call(client, claim, "block_funds", body))
+
+    async def dispatch(
+        self,
+        client: httpx.AsyncClient,
+        claim: Claim,
+        account: Account,
+        block_reference: str,
+        payment_date: str,
+        payments: Sequence[Payment],
+    ) -> Answer:
+        body = wire_payments(account, block_reference, payment_date, payments)
+        return self.read_dispatch(await self._call(client, claim, "initiate_payment", body))
+
+    async def release(
+        self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
+    ) -> Answer:
+        raise NotImplementedError("this bank has no such verb; its capabilities say so")
+
+    def read_dispatch(self, answer: Mapping[str, Any] | NotSent | MaybeDone) -> Answer:
+        if isinstance(answer, NotSent | MaybeDone):
+            return answer
+        if answer.get("status") == "success":
+            return Done(Accepted(()))
+        if answer.get("status") == "failed":
+            return Done(_refused(answer, "LIST_REFUSED"))
+        return MaybeDone("NONSENSE", "initiate_payment answered neither success nor failed")
+
+    async def _call(
+        self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object, headers: Mapping[str, str] | None = None
+    ) -> Mapping[str, Any] | NotSent | MaybeDone:
+        response = await post(client, claim, f"{self._url}/{verb}", wire_json(body), headers)
+        return response if isinstance(response, NotSent | MaybeDone) else read_response(response.status_code, response.content)
+
+
+def wire_json(body: object) -> bytes:
+    """JSON in which amounts are exact decimal numbers (the encoder writes them as strings, floats would not be exact)."""
+    return _AMOUNT.sub(rb'"\1":\2', to_json(body))
+
+
+def read_response(status_code: int, content: bytes) -> Mapping[str, Any] | NotSent | MaybeDone:
+    """The JSON object of an answer. A request the bank calls wrong did nothing; any other status may have."""
+    if 400 <= status_code < 500 and status_code not in (408, 409):
+        return NotSent(f"HTTP_{status_code}", f"the bank refused the request itself: {content[:200]!r}")
+    if status_code != 200:
+        return MaybeDone(f"HTTP_{status_code}", "no answer that says what was done")
+    try:
+        answer = from_json(content)
+    except ValueError:
+        return MaybeDone("NONSENSE", "the answer is not JSON")
+    return answer if isinstance(answer, dict) else MaybeDone("NONSENSE", "the answer is not a JSON object")
+
+
+def read_block(answer: Mapping[str, Any] | NotSent | MaybeDone) -> Answer:
+    if isinstance(answer, NotSent | MaybeDone):
+        return answer
+    reference = answer.get("block_reference_no")
+    if answer.get("status") == "success" and isinstance(reference, str) and reference:
+        return Done(Succeeded(reference))
+    if answer.get("status") == "failed":
+        return Done(_refused(answer, "BLOCK_REFUSED"))
+    return MaybeDone("NONSENSE", "block_funds answered neither a reference nor a failure")
+
+
+def wire_payments(
+    account: Account, block_reference: str, payment_date: str, payments: Sequence[Payment]
+) -> list[dict[str, object]]:
+    wire = []
+    for payment in payments:
+        item: dict[str, object] = {
+            "payment_reference_number": payment.reference,
+            "remitting_account": account.number,
+            "remitting_account_currency": account.currency,
+            "payment_amount": to_decimal(payment.amount_minor, account.currency),
+            "funds_blocked_reference_number": block_reference,
+            "beneficiary_name": payment.name,
+            "beneficiary_account": payment.account_number,
+            "beneficiary_account_currency": account.currency,
+            "beneficiary_account_type": payment.account_type,
+            "beneficiary_bank_code": payment.bank_code,
+            "beneficiary_branch_code": payment.branch_code,
+        }
+        optional = {
+            "beneficiary_mobile_wallet_provider": payment.mobile_provider,
+            "beneficiary_phone_no": payment.mobile_number,
+            "beneficiary_email": payment.email,
+            "beneficiary_email_wallet_provider": payment.email_provider,
+        }
+        item.update((name, value) for name, value in optional.items() if value)
+        item.update((f"narrative_{n}", text) for n, text in enumerate(payment.narratives, 1))
+        item["payment_date"] = payment_date
+        wire.append(item)
+    return wire
+
+
+def _refused(answer: Mapping[str, Any], code: str) -> Refused:
+    named = answer.get("error_code")
+    return Refused(named if isinstance(named, str) and named else code, str(answer.get("error_message") or "")[:500])

@@ -1,0 +1,105 @@
+"""A bank with all that a payer needs: the example bank's wire format, and keys, query, release, an answer per payment.
+
+`Idempotency-Key` on every verb: the same key with the same body repeats the stored answer. POST query tells what became of
+a key; "not found" proves nothing by itself, because the first request may still be on its way, so the verb is repeated
+with the same key.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from pydantic_core import to_json
+
+from libs.common.money import to_decimal
+from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
+from services.funds.adapters.example_bank import ExampleBank, read_block, read_response, wire_payments
+from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded
+
+Read = Mapping[str, Any] | NotSent | MaybeDone
+
+
+class FullBank(ExampleBank):
+    capabilities = Capabilities(block=Repeat.KEYED, dispatch=Repeat.KEYED, release=Repeat.KEYED, atomic_list=False)
+
+    async def block(self, client: httpx.AsyncClient, claim: Claim, account: Account, amount_minor: int) -> Answer:
+        body = {
+            "account_number": account.number,
+            "currency": account.currency,
+            "amount": to_decimal(amount_minor, account.currency),
+        }
+        return _repeatable(read_block(await self._keyed(client, claim, "block_funds", body)))
+
+    async def dispatch(
+        self,
+        client: httpx.AsyncClient,
+        claim: Claim,
+        account: Account,
+        block_reference: str,
+        payment_date: str,
+        payments: Sequence[Payment],
+    ) -> Answer:
+        body = wire_payments(account, block_reference, payment_date, payments)
+        return _repeatable(self.read_dispatch(await self._keyed(client, claim, "initiate_payment", body)))
+
+    async def release(
+        self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
+    ) -> Answer:
+        body = {
+            "account_number": account.number,
+            "currency": account.currency,
+            "block_reference_no": block_reference,
+            "amount": to_decimal(amount_minor, account.currency),
+        }
+        answer = await self._keyed(client, claim, "release_funds", body)
+        if isinstance(answer, NotSent | MaybeDone):
+            return _repeatable(answer)
+        reference = answer.get("release_reference_no")
+        if answer.get("status") == "success" and isinstance(reference, str) and reference:
+            return Done(Succeeded(reference))
+        if answer.get("status") == "failed":
+            code, message = answer.get("error_code"), answer.get("error_message")
+            return Done(Refused(str(code or "RELEASE_REFUSED"), str(message or "")[:500]))
+        return MaybeDone("NONSENSE", "release_funds answered neither a reference nor a failure", repeatable=True)
+
+    def read_dispatch(self, answer: Read) -> Answer:
+        if isinstance(answer, NotSent | MaybeDone):
+            return answer
+        results = answer.get("results")
+        if answer.get("status") in ("success", "partial", "failed") and isinstance(results, list) and results:
+            refused = []
+            for result in results:
+                reference, status = _text(result, "payment_reference_number"), _text(result, "status")
+                if status == "refused" and reference:
+                    refused.append((reference, _text(result, "error_code") or "REFUSED", _text(result, "error_message")))
+                elif status != "accepted" or not reference:
+                    return MaybeDone("NONSENSE", "a payment's result is neither accepted nor refused")
+            return Done(Accepted(refused))
+        return super().read_dispatch(answer) if answer.get("status") == "failed" else MaybeDone("NONSENSE", "no results")
+
+    async def _keyed(self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object) -> Read:
+        """Ask first where an earlier attempt may have been acted upon; then call with the same key."""
+        key = str(claim.idempotency_key)
+        if claim.ambiguous:
+            response = await post(client, claim, f"{self._url}/query", to_json({"idempotency_key": key}))
+            if isinstance(response, NotSent | MaybeDone):
+                return response
+            asked = read_response(response.status_code, response.content)
+            if isinstance(asked, NotSent | MaybeDone):
+                return asked
+            if asked.get("found") is True and asked.get("status_code") == 200 and isinstance(asked.get("answer"), dict):
+                answer: Mapping[str, Any] = asked["answer"]
+                return answer
+            if asked.get("found") is not False:
+                return MaybeDone("NONSENSE", "query answered neither found nor not found")
+        return await self._call(client, claim, verb, body, {"Idempotency-Key": key})
+
+
+def _repeatable(answer: Answer) -> Answer:
+    return replace(answer, repeatable=True) if isinstance(answer, MaybeDone) else answer
+
+
+def _text(item: object, name: str) -> str:
+    value = item.get(name) if isinstance(item, dict) else None
+    return value if isinstance(value, str) else ""

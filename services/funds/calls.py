@@ -1,0 +1,388 @@
+"""The four outside calls of funds. `take` decides under the shared lock whether and how the bank may be called; `settle` stores
+what the bank said. What may follow a lost answer is what the bank's adapter declares, never what we hope.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from libs.common import jobs
+from libs.common.contracts import funds
+from libs.common.contracts.base import Amount, BatchHeader, EnvelopeHeader, Sealed, totals
+from libs.common.db import Tx
+from libs.common.envelope import Cause
+from libs.common.errors import Malformed
+from libs.common.outbox import Outbox, outgoing
+from libs.common.seal import Sealer
+from libs.common.workqueue import Answer, Claim, Done, Later, NotSent, Settled, Unknown, Void
+from services.funds import decisions, domain, store
+from services.funds.config import Settings
+from services.funds.ports import Accepted, Account, Bank, Payment, Refused, Repeat, Succeeded
+
+_HOLD_SECONDS = 0.2  # until a decision that is already asked for has been taken
+_LETTER_SECONDS = 5.0  # until somebody has dealt with a dead letter
+_LOST = Unknown("ANSWER_LOST", "an earlier attempt may have been acted upon, and this bank cannot be asked")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    bank: Bank
+    account: Account
+    amount_minor: int = 0
+    block_reference: str = ""
+    payment_date: str = ""
+    payments: Sequence[Any] = ()
+    sealed: Sealed | None = None
+    header: BatchHeader | None = None
+    part: int = 0
+    incarnation: int = 0
+
+
+class _Call:
+    """What the four have in common: settings, banks, outbox."""
+
+    def __init__(self, settings: Settings, banks: Mapping[str, Bank], sealer: Sealer, outbox: Outbox) -> None:
+        self._settings = settings
+        self._banks = banks
+        self._sealer = sealer
+        self._outbox = outbox
+
+    def _advance(self, tx: Tx, claim: Claim, envelope_id: UUID, cause: Cause) -> None:
+        jobs.make_due(tx, "advance", [str(envelope_id)], [claim.lock_key], cause)
+
+    def _account(self, sponsor_key: str, currency: str) -> Account | None:
+        programme, _, benefit_code = sponsor_key.partition("/")
+        sponsor = self._settings.sponsor(programme, benefit_code)
+        return Account(sponsor.account, currency) if sponsor else None
+
+
+class Check(_Call):
+    """Does the sponsor's account cover the envelope? A read, repeated freely."""
+
+    kind = "check"
+    exclusive = True  # its settle decides on the block
+
+    def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
+        rows = tx.rows(
+            """SELECT e.envelope_id, e.round, e.funds, e.cancelling, e.header, e.currency,
+                      (e.completed_minor - m.cancelled_minor)::bigint AS amount
+               FROM envelopes e JOIN money m USING (envelope_id) WHERE e.envelope_id = ANY(%(ids)s::uuid[])""",
+            ids=[_envelope(claim) for claim in claims],
+        )
+        envelopes = {row.envelope_id: row for row in rows}
+        decided: dict[str, Any] = {}
+        for claim in claims:
+            row = envelopes[_envelope(claim)]
+            header = EnvelopeHeader.model_validate_json(row.header)
+            sponsor = self._settings.sponsor(header.programme.id, header.benefit_code.id)
+            if row.cancelling or row.funds != "CHECKING" or row.amount <= 0 or not claim.subject.endswith(f"/{row.round}"):
+                decided[claim.subject] = Void("NOT_NEEDED", "the envelope is not waiting for this check")
+            elif sponsor is None:
+                decided[claim.subject] = None  # nobody to ask: answered without a call
+            else:
+                account = Account(sponsor.account, row.currency)
+                decided[claim.subject] = _Request(self._banks[sponsor.bank], account, row.amount)
+        return decided
+
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request | None) -> Answer:
+        if request is None:
+            return Done(Refused("NO_SPONSOR", "no sponsor is configured for this programme and benefit code, and no default"))
+        return await request.bank.check(client, claim, request.account, request.amount_minor)
+
+    def settle(self, tx: Tx, settled: Settled) -> None:
+        envelope_id = _envelope(settled.claim)
+        cause = Cause(settled.claim.cause.id, str(envelope_id), settled.claim.cause.traceparent)
+        if not isinstance(settled.answer, Done):
+            return  # nothing happened that anybody must hear of; the work row says what is wrong
+        value = settled.answer.value
+        if isinstance(value, Refused):
+            which = f"check {settled.claim.subject}"
+            decisions.say_short(tx, self._outbox, envelope_id, decisions.reason_code(value.code), value.message, cause, which)
+            return
+        row = tx.one(
+            """UPDATE envelopes e SET funds = 'BLOCKING' FROM money m
+               WHERE m.envelope_id = e.envelope_id AND e.envelope_id = %(id)s AND e.funds = 'CHECKING'
+               RETURNING e.header, (e.completed_minor - m.cancelled_minor)::bigint AS amount""",
+            id=envelope_id,
+        )
+        if row.amount > 0:
+            body = funds.FundsChecked(header=EnvelopeHeader.model_validate_json(row.header), amount_minor=row.amount)
+            self._outbox.append(tx, [outgoing(body, envelope_id, cause, settled.claim.subject)])
+        decisions.Decisions(self._settings, self._outbox).advance(tx, str(envelope_id), cause)
+
+
+class Block(_Call):
+    """Reserve the money. While it is unknown whether it is reserved, nothing of the envelope is dispatched."""
+
+    kind = "block"
+    exclusive = True
+
+    def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
+        rows = tx.rows(
+            """SELECT b.envelope_id || '/' || b.block AS subject, b.bank, b.sponsor, b.amount_minor, b.state, e.currency
+               FROM blocks b JOIN envelopes e USING (envelope_id) WHERE b.envelope_id = ANY(%(ids)s::uuid[])""",
+            ids=[_envelope(claim) for claim in claims],
+        )
+        blocks = {row.subject: row for row in rows}
+        decided: dict[str, Any] = {}
+        for claim in claims:
+            row = blocks[claim.subject]
+            bank = self._banks[row.bank]
+            account = self._account(row.sponsor, row.currency)
+            if row.state not in ("PENDING", "SENDING") or account is None:
+                decided[claim.subject] = Void("NOT_NEEDED", "the block is decided")
+            elif claim.ambiguous and bank.capabilities.block is Repeat.ONCE:
+                decided[claim.subject] = _LOST
+            else:
+                decided[claim.subject] = _Request(bank, account, row.amount_minor)
+        _set_blocks(tx, [subject for subject, request in decided.items() if isinstance(request, _Request)], "SENDING")
+        return decided
+
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request) -> Answer:
+        return await request.bank.block(client, claim, request.account, request.amount_minor)
+
+    def settle(self, tx: Tx, settled: Settled) -> None:
+        claim, answer = settled.claim, settled.answer
+        envelope_id, block = _envelope(claim), int(claim.subject.rpartition("/")[2])
+        cause = Cause(claim.cause.id, str(envelope_id), claim.cause.traceparent)
+        if isinstance(answer, Done) and isinstance(answer.value, Succeeded):
+            decisions.end_block(tx, self._outbox, envelope_id, block, answer.value.reference, cause)
+        elif isinstance(answer, Done):
+            code = decisions.reason_code(answer.value.code)
+            decisions.refuse_block(tx, self._outbox, envelope_id, block, code, answer.value.message, cause)
+        elif settled.state == "UNKNOWN":
+            _set_blocks(tx, [claim.subject], "UNKNOWN")
+            tx.run("UPDATE envelopes SET funds = 'BLOCK_UNKNOWN' WHERE envelope_id = %(id)s", id=envelope_id)
+        elif isinstance(answer, NotSent) and not claim.ambiguous:
+            _set_blocks(tx, [claim.subject], "PENDING")
+        self._advance(tx, claim, envelope_id, cause)
+
+
+class Dispatch(_Call):
+    """Pay an instruction: up to 1,000 payments in one list, written before the first attempt and immutable after it."""
+
+    kind = "dispatch"
+    exclusive = False
+
+    def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
+        numbers = [int(claim.subject) for claim in claims]
+        rows = tx.rows(
+            f"""SELECT i.*, b.header, e.funds, e.cancelling, e.currency, k.block AS live_block, k.bank, k.sponsor, k.bank_reference,
+                      EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = i.envelope_id AND r.state = 'ASKED') AS asked,
+                      {decisions._OPEN_LETTERS} AS letters
+               FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
+               LEFT JOIN blocks k ON k.envelope_id = i.envelope_id AND k.state = 'BLOCKED'
+               WHERE i.instruction = ANY(%(ids)s::bigint[])""",
+            ids=numbers,
+        )
+        found = {str(row.instruction): row for row in rows}
+        live = defaultdict(list)
+        for payment in store.payments_of(tx, numbers):
+            live[payment.instruction].append(payment)
+        decided: dict[str, Any] = {
+            claim.subject: self._decide(claim, found[claim.subject], live[int(claim.subject)]) for claim in claims
+        }
+        dates = tx.rows(
+            """UPDATE instructions i SET state = 'SENDING', block = coalesce(i.block, k.block),
+                      payment_date = coalesce(i.payment_date, (clock_timestamp() AT TIME ZONE e.time_zone)::date)
+               FROM envelopes e JOIN blocks k ON k.envelope_id = e.envelope_id AND k.state = 'BLOCKED'
+               WHERE i.instruction = ANY(%(ids)s::bigint[]) AND e.envelope_id = i.envelope_id
+                 AND i.state IN ('WAITING', 'SENDING') RETURNING i.instruction, i.payment_date""",
+            ids=[int(subject) for subject, request in decided.items() if isinstance(request, _Request)],
+        )
+        for row in dates:  # the same at every attempt
+            decided[str(row.instruction)] = replace(decided[str(row.instruction)], payment_date=str(row.payment_date))
+        return decided
+
+    def _decide(self, claim: Claim, row: Any, payments: Sequence[Any]) -> Any:
+        if row.state not in ("WAITING", "SENDING"):
+            return Void("NOT_NEEDED", f"the instruction is {row.state}")
+        bank = self._banks[row.bank] if row.bank else None
+        if claim.ambiguous and bank is not None and bank.capabilities.dispatch is Repeat.ONCE:
+            return _LOST
+        if not claim.ambiguous:  # what may have been sent already is finished whatever else was decided since
+            if not payments:
+                return Void("CANCELLED", "nothing of it is to be paid")
+            if row.cancelling or row.asked:
+                return Later(_HOLD_SECONDS, "CANCELLATION_PENDING")
+            if row.letters:
+                return Later(_LETTER_SECONDS, "DEAD_LETTER_OPEN")
+        account = self._account(row.sponsor, row.currency) if row.sponsor else None
+        if bank is None or account is None or row.funds != "BLOCKED":
+            return Later(_HOLD_SECONDS, "NOT_BLOCKED")
+        return _Request(
+            bank,
+            account,
+            block_reference=row.bank_reference,
+            payments=payments,
+            sealed=Sealed(key_id=row.sealed_key, data=row.sealed),
+            header=BatchHeader.model_validate_json(row.header),
+            part=row.part,
+            incarnation=row.incarnation,
+        )
+
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request) -> Answer:
+        try:
+            payments = self._payments(int(claim.subject), request)
+        except Malformed as error:  # a seal that does not open: somebody must bring the key
+            return NotSent(error.code, error.message)
+        return await request.bank.dispatch(
+            client, claim, request.account, request.block_reference, request.payment_date, payments
+        )
+
+    def _payments(self, instruction: int, request: _Request) -> list[Payment]:
+        header, sealed = request.header, request.sealed
+        assert header is not None
+        assert sealed is not None
+        place = ("BatchAddressesResolved", header.envelope_id, header.batch_id, request.part)
+        people = self._sealer.open(sealed, *place)
+        references = domain.references(request.incarnation, instruction, [row.position for row in request.payments])
+        programme = domain.swift(header.programme.mnemonic or header.programme.id)
+        cycle = domain.swift(header.cycle.mnemonic or header.cycle.id)
+        return [
+            _payment(row, reference, people[row.disbursement_id], programme, cycle)
+            for row, reference in zip(request.payments, references, strict=True)
+        ]
+
+    def settle(self, tx: Tx, settled: Settled) -> None:
+        claim, answer = settled.claim, settled.answer
+        number = int(claim.subject)
+        row = tx.one(
+            """SELECT i.envelope_id, i.incarnation, e.cancelling FROM instructions i JOIN envelopes e USING (envelope_id)
+               WHERE i.instruction = %(n)s""",
+            n=number,
+        )
+        cause = Cause(claim.cause.id, str(row.envelope_id), claim.cause.traceparent)
+        if isinstance(answer, Done) and isinstance(answer.value, Refused):
+            decisions.refuse_instruction(tx, self._outbox, number, answer.value.code, answer.value.message, cause)
+            self._advance(tx, claim, row.envelope_id, cause)
+        elif isinstance(answer, Done):
+            self._accepted(tx, number, row, answer.value, cause)
+            if row.cancelling or answer.value.refused:
+                self._advance(tx, claim, row.envelope_id, cause)
+        elif settled.state == "UNKNOWN":
+            store.set_instructions(tx, [number], "UNKNOWN", ("SENDING",))
+            self._say_unknown(tx, number, answer.code, cause)
+            self._advance(tx, claim, row.envelope_id, cause)
+        elif isinstance(answer, NotSent) and not claim.ambiguous:
+            store.set_instructions(tx, [number], "WAITING", ("SENDING",))
+            self._advance(tx, claim, row.envelope_id, cause)
+
+    def _accepted(self, tx: Tx, number: int, row: Any, value: Accepted, cause: Cause) -> None:
+        refused = []
+        if value.refused:
+            decoded = {domain.decode_reference(reference): (code, text) for reference, code, text in value.refused}
+            live = {p.position: p for p in store.payments_of(tx, [number])}
+            for key, (code, text) in decoded.items():
+                if key is not None and key[:2] == (row.incarnation, number) and key[2] in live:
+                    refused.append((live[key[2]], code, text))
+            decisions.say_refused(tx, self._outbox, number, refused, cause)
+            store.refuse_payments(
+                tx, number, [(payment.position, decisions.reason_code(code), text) for payment, code, text in refused]
+            )
+        store.set_instructions(tx, [number], "DISPATCHED", ("SENDING",))
+        decisions.say_dispatched(tx, self._outbox, [number], cause)
+
+    def _say_unknown(self, tx: Tx, number: int, code: str, cause: Cause) -> None:
+        live = store.payments_of(tx, [number])
+        row = tx.one(
+            "SELECT b.header FROM instructions i JOIN batches b USING (batch_id) WHERE i.instruction = %(n)s", n=number
+        )
+        header = BatchHeader.model_validate_json(row.header)
+        items = [Amount(disbursement_id=p.disbursement_id, amount_minor=p.amount_minor) for p in live]
+        if items:
+            body = funds.PaymentsUnknown(
+                header=header, instruction=number, items=items, reason=decisions.reason_code(code), **totals(items)
+            )
+            self._outbox.append(tx, [outgoing(body, header.batch_id, cause, number)])
+
+
+class Release(_Call):
+    """Give money back to the sponsor. Only banks which offer it; the money is `releasing` before the call."""
+
+    kind = "release"
+    exclusive = True
+
+    def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
+        rows = tx.rows(
+            """SELECT r.release_id, r.amount_minor, r.state, b.bank, b.sponsor, b.bank_reference, e.currency
+               FROM releases r JOIN blocks b USING (envelope_id, block) JOIN envelopes e USING (envelope_id)
+               WHERE r.release_id = ANY(%(ids)s::bigint[])""",
+            ids=[int(claim.subject) for claim in claims],
+        )
+        decided: dict[str, Any] = {}
+        for row in rows:
+            claim = next(claim for claim in claims if int(claim.subject) == row.release_id)
+            bank, account = self._banks[row.bank], self._account(row.sponsor, row.currency)
+            if row.state not in ("PENDING", "SENDING") or account is None:
+                decided[claim.subject] = Void("NOT_NEEDED", "the release is decided")
+            elif claim.ambiguous and bank.capabilities.release is Repeat.ONCE:
+                decided[claim.subject] = _LOST
+            else:
+                decided[claim.subject] = _Request(bank, account, row.amount_minor, row.bank_reference)
+        tx.run(
+            "UPDATE releases SET state = 'SENDING' WHERE release_id = ANY(%(ids)s::bigint[])",
+            ids=[int(subject) for subject, request in decided.items() if isinstance(request, _Request)],
+        )
+        return decided
+
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request) -> Answer:
+        return await request.bank.release(client, claim, request.account, request.block_reference, request.amount_minor)
+
+    def settle(self, tx: Tx, settled: Settled) -> None:
+        claim, answer = settled.claim, settled.answer
+        release_id = int(claim.subject)
+        envelope_id = tx.one("SELECT envelope_id FROM releases WHERE release_id = %(id)s", id=release_id).envelope_id
+        cause = Cause(claim.cause.id, str(envelope_id), claim.cause.traceparent)
+        if isinstance(answer, Done) and isinstance(answer.value, Succeeded):
+            decisions.end_release(tx, self._outbox, release_id, answer.value.reference, cause)
+        else:
+            state = "REFUSED" if isinstance(answer, Done) else "UNKNOWN" if settled.state == "UNKNOWN" else None
+            if isinstance(answer, NotSent) and not claim.ambiguous:
+                state = "PENDING"
+            if state:
+                tx.run("UPDATE releases SET state = %(state)s WHERE release_id = %(id)s", state=state, id=release_id)
+        self._advance(tx, claim, envelope_id, cause)
+
+
+def _payment(row: Any, reference: str, person: Mapping[str, str], programme: str, cycle: str) -> Payment:
+    swift = domain.swift
+    return Payment(
+        reference=reference,
+        amount_minor=row.amount_minor,
+        name=swift(person.get("name", ""), 70),
+        account_number=person.get("account_number", ""),
+        account_type=person.get("fa_type", ""),
+        bank_code=person.get("bank_code", ""),
+        branch_code=person.get("branch_code", ""),
+        mobile_number=person.get("mobile_number", ""),
+        mobile_provider=person.get("wallet_provider_name", "") if person.get("fa_type") == "MOBILE_WALLET" else "",
+        email=person.get("email_address", ""),
+        email_provider=person.get("wallet_provider_name", "") if person.get("fa_type") == "EMAIL_WALLET" else "",
+        narratives=(
+            swift(person.get("narrative", "")),
+            programme,
+            cycle,
+            swift(row.beneficiary_id),
+            reference,
+            swift(row.disbursement_id),
+        ),
+    )
+
+
+def _envelope(claim: Claim) -> UUID:
+    return UUID(claim.subject.rpartition("/")[0])
+
+
+def _set_blocks(tx: Tx, subjects: Sequence[str], state: str) -> None:
+    tx.run(
+        """UPDATE blocks SET state = %(state)s WHERE envelope_id || '/' || block = ANY(%(subjects)s::text[])
+             AND envelope_id = ANY(%(ids)s::uuid[])""",
+        state=state,
+        subjects=list(subjects),
+        ids=[UUID(subject.rpartition("/")[0]) for subject in subjects],
+    )

@@ -1,0 +1,587 @@
+"""What is decided under the envelope's exclusive lock: when to check and to block, what a cancellation finds still unpaid, what
+goes back to the sponsor, when an envelope is settled. Every decision reads committed rows and may be taken again.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from libs.common import jobs, workqueue
+from libs.common.commands import CommandRefused
+from libs.common.contracts import funds, operator
+from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, EnvelopeHeader, totals
+from libs.common.contracts.ingestion import NotCancelled
+from libs.common.db import Tx, lock_key
+from libs.common.envelope import Cause, Event
+from libs.common.outbox import Outbox, outgoing
+from services.funds import store
+from services.funds.adapters.example_bank import ExampleBank
+from services.funds.adapters.full_bank import FullBank
+from services.funds.config import Settings
+from services.funds.domain import Money
+from services.funds.ports import Capabilities, Repeat
+
+# Bank adapters by the name that the configuration gives them. A new bank is a new line here and a file in adapters/.
+ADAPTERS: dict[str, type[ExampleBank]] = {"example": ExampleBank, "full": FullBank}
+
+_OPEN_LETTERS = """EXISTS (SELECT 1 FROM dead_letters d WHERE d.state IN ('OPEN', 'REDRIVEN')
+    AND (d.correlation_id IS NULL OR d.correlation_id = e.envelope_id::text) AND d.topic NOT LIKE '%%.commands.v1')"""
+
+
+def capabilities(adapter: str) -> Capabilities:
+    return ADAPTERS[adapter].capabilities
+
+
+class Decisions:
+    """The two jobs of funds: `advance` an envelope, close a `statement`."""
+
+    def __init__(self, settings: Settings, outbox: Outbox) -> None:
+        self._settings = settings
+        self._outbox = outbox
+
+    def advance(self, tx: Tx, subject: str, cause: Cause) -> None:
+        """Take the envelope one step further, whatever the step is. The caller holds its exclusive lock."""
+        envelope_id = UUID(subject)
+        because = Cause(cause.id, subject, cause.traceparent)
+        if self._cancel(tx, envelope_id, because):  # more of it in the next transaction
+            jobs.make_due(tx, "advance", [subject], [lock_key("funds", envelope_id)], because)
+            return
+        self._start_check(tx, envelope_id, because)
+        self._start_block(tx, envelope_id, because)
+        self._release_cancelled(tx, envelope_id, because)
+        self._answer_cancellation(tx, envelope_id, because)
+        self._settle(tx, envelope_id, because)
+
+    # --- check and block ----------------------------------------------------------------------------------------------
+
+    def _start_check(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """Complete, not cancelled, and its day has come where the programme lives."""
+        rows = tx.rows(
+            """UPDATE envelopes e SET funds = 'CHECKING', round = round + 1
+               FROM money m WHERE m.envelope_id = e.envelope_id AND e.envelope_id = %(id)s AND e.funds = 'WAITING'
+                 AND NOT e.cancelling AND e.completed_minor > m.cancelled_minor
+                 AND e.schedule_date <= (clock_timestamp() AT TIME ZONE e.time_zone)::date
+               RETURNING e.round, e.lock_key""",
+            id=envelope_id,
+        )
+        for row in rows:
+            workqueue.enqueue(tx, "check", [f"{envelope_id}/{row.round}"], [row.lock_key], [cause])
+
+    def _start_block(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """After a check that said yes. The amount is fixed here: what is cancelled later is released."""
+        rows = tx.rows(
+            """SELECT e.header, e.lock_key, e.completed_minor - m.cancelled_minor AS amount,
+                      (SELECT count(*) FROM blocks b WHERE b.envelope_id = e.envelope_id) + 1 AS block
+               FROM envelopes e JOIN money m USING (envelope_id)
+               WHERE e.envelope_id = %(id)s AND e.funds = 'BLOCKING' AND NOT m.block_fixed AND NOT e.cancelling
+                 AND e.completed_minor > m.cancelled_minor""",
+            id=envelope_id,
+        )
+        for row in rows:
+            header = EnvelopeHeader.model_validate_json(row.header)
+            sponsor = self._settings.sponsor(header.programme.id, header.benefit_code.id)
+            if sponsor is None:
+                return  # the check has said so
+            tx.run(
+                """INSERT INTO blocks (envelope_id, block, bank, sponsor, amount_minor)
+                   VALUES (%(id)s, %(block)s, %(bank)s, %(sponsor)s, %(amount)s)""",
+                id=envelope_id,
+                block=row.block,
+                bank=sponsor.bank,
+                sponsor=f"{header.programme.id}/{header.benefit_code.id}",
+                amount=row.amount,
+            )
+            workqueue.enqueue(tx, "block", [f"{envelope_id}/{row.block}"], [row.lock_key], [cause])
+
+    # --- cancellation -------------------------------------------------------------------------------------------------
+
+    def _cancel(self, tx: Tx, envelope_id: UUID, cause: Cause) -> bool:
+        """Cancel what is asked for and still unpaid; True if there is more than one transaction should do."""
+        asked = tx.rows(
+            """SELECT id, request_id, whole, disbursement_ids FROM cancel_requests
+               WHERE envelope_id = %(id)s AND state = 'ASKED' ORDER BY id""",
+            id=envelope_id,
+        )
+        whole = tx.one("SELECT cancelling FROM envelopes WHERE envelope_id = %(id)s", id=envelope_id).cancelling
+        has_tombstones = tx.rows("SELECT 1 FROM tombstones WHERE envelope_id = %(id)s LIMIT 1", id=envelope_id)
+        if not whole and not has_tombstones:
+            return False
+        if whole:
+            self._void_block(tx, envelope_id)
+        gone, more = self._cancel_unpaid(tx, envelope_id, whole)
+        self._say_cancelled(tx, gone, cause)
+        if more:
+            return True
+        for request in asked:
+            if not request.whole:
+                self._answer_disbursements(tx, envelope_id, request, cause)
+        tx.run(
+            """UPDATE cancel_requests SET state = CASE WHEN whole THEN 'DECIDED' ELSE 'ANSWERED' END WHERE id = ANY(%(ids)s)""",
+            ids=[request.id for request in asked],
+        )
+        return False
+
+    def _void_block(self, tx: Tx, envelope_id: UUID) -> None:
+        """A check or block that nobody has started yet is not needed any more."""
+        for kind in ("check", "block"):
+            tx.run(
+                """UPDATE work SET state = 'VOID', code = 'CANCELLED' WHERE kind = %(kind)s AND state IN ('PENDING', 'ERROR')
+                     AND NOT ambiguous AND subject LIKE %(id)s || '/%%'""",
+                kind=kind,
+                id=str(envelope_id),
+            )
+        tx.run(
+            """WITH void AS (
+                   UPDATE blocks b SET state = 'VOID' FROM work w WHERE b.envelope_id = %(id)s AND b.state = 'PENDING'
+                     AND w.kind = 'block' AND w.subject = b.envelope_id || '/' || b.block AND w.state = 'VOID'
+                   RETURNING b.envelope_id)
+               UPDATE cancelled c SET in_block = false FROM void v WHERE c.envelope_id = v.envelope_id""",
+            id=envelope_id,
+        )
+        tx.run(
+            """UPDATE envelopes e SET funds = 'WAITING' WHERE envelope_id = %(id)s AND funds IN ('CHECKING', 'BLOCKING', 'SHORT')
+                 AND NOT EXISTS (SELECT 1 FROM blocks b WHERE b.envelope_id = e.envelope_id
+                                    AND b.state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED'))""",
+            id=envelope_id,
+        )
+
+    def _cancel_unpaid(self, tx: Tx, envelope_id: UUID, whole: bool) -> tuple[Sequence[Any], bool]:
+        """Held people and payments of instructions that were certainly not sent; bounded by instructions per transaction."""
+        limit = self._settings.max_chunk_instructions
+        chosen = tx.rows(
+            """SELECT i.instruction FROM instructions i
+               WHERE i.envelope_id = %(id)s AND i.state = 'WAITING'
+                 AND NOT EXISTS (SELECT 1 FROM work w WHERE w.kind = 'dispatch' AND w.subject = i.instruction::text
+                                    AND (w.ambiguous OR w.state = 'CLAIMED'))
+                 AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = i.envelope_id
+                                               AND (t.batch_id IS NULL OR t.batch_id = i.batch_id)))
+                 AND EXISTS (SELECT 1 FROM payments p WHERE p.instruction = i.instruction
+                     AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = i.envelope_id
+                                                   AND t.disbursement_id = p.disbursement_id))
+                     AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.instruction = p.instruction AND c.position = p.position))
+               ORDER BY i.instruction LIMIT %(limit)s""",
+            id=envelope_id,
+            whole=whole,
+            limit=limit,
+        )
+        block_fixed = tx.one("SELECT block_fixed FROM money WHERE envelope_id = %(id)s", id=envelope_id).block_fixed
+        gone = list(
+            tx.rows(
+                """WITH hit AS (
+                       SELECT i.envelope_id, i.batch_id, p.instruction, p.position, p.amount_minor, p.disbursement_id
+                       FROM instructions i JOIN payments p USING (instruction)
+                       WHERE i.instruction = ANY(%(chosen)s::bigint[])
+                         AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = i.envelope_id
+                                                       AND t.disbursement_id = p.disbursement_id))),
+                   added AS (
+                       INSERT INTO cancelled (envelope_id, disbursement_id, batch_id, instruction, position, amount_minor, in_block)
+                       SELECT envelope_id, disbursement_id, batch_id, instruction, position, amount_minor, %(in_block)s FROM hit
+                       ON CONFLICT DO NOTHING RETURNING batch_id, instruction, disbursement_id, amount_minor),
+                   sums AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM added GROUP BY instruction),
+                   counted AS (
+                       UPDATE instructions i SET cancelled_count = cancelled_count + n, cancelled_minor = cancelled_minor + total,
+                              state = CASE WHEN cancelled_count + refused_count + n = count THEN 'VOID' ELSE state END
+                       FROM sums WHERE i.instruction = sums.instruction RETURNING i.instruction, i.state),
+                   ended AS (
+                       UPDATE work w SET state = 'VOID', code = 'CANCELLED' FROM counted
+                       WHERE counted.state = 'VOID' AND w.kind = 'dispatch' AND w.subject = counted.instruction::text)
+                   SELECT batch_id, disbursement_id, amount_minor FROM added""",
+                chosen=[row.instruction for row in chosen],
+                whole=whole,
+                in_block=block_fixed,
+            )
+        )
+        gone += tx.rows(
+            """WITH hit AS (
+                   UPDATE held h SET state = 'CANCELLED' WHERE h.held_id IN (
+                       SELECT held_id FROM held x WHERE x.envelope_id = %(id)s AND x.state = 'HELD'
+                         AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = x.envelope_id
+                                                       AND t.disbursement_id = x.disbursement_id))
+                       LIMIT 1000 * %(limit)s)
+                   RETURNING envelope_id, batch_id, disbursement_id, amount_minor)
+               INSERT INTO cancelled (envelope_id, disbursement_id, batch_id, amount_minor, in_block)
+               SELECT envelope_id, disbursement_id, batch_id, amount_minor, %(in_block)s FROM hit
+               ON CONFLICT DO NOTHING RETURNING batch_id, disbursement_id, amount_minor""",
+            id=envelope_id,
+            whole=whole,
+            limit=limit,
+            in_block=block_fixed,
+        )
+        return gone, len(chosen) == limit or len(gone) >= 1000 * limit
+
+    def _say_cancelled(self, tx: Tx, gone: Sequence[Any], cause: Cause) -> None:
+        grouped = defaultdict(list)
+        for row in gone:
+            grouped[row.batch_id].append(Amount(disbursement_id=row.disbursement_id, amount_minor=row.amount_minor))
+        headers = batch_headers(tx, list(grouped))
+        events = []
+        for batch_id, items in sorted(grouped.items()):
+            body = funds.PaymentsCancelled(header=headers[batch_id], items=items, **totals(items))
+            events.append(outgoing(body, batch_id, cause, batch_id, *(sorted(item.disbursement_id for item in items))))
+        self._outbox.append(tx, events)
+
+    def _answer_disbursements(self, tx: Tx, envelope_id: UUID, request: Any, cause: Cause) -> None:
+        """What was paid or is under way can't be cancelled; all else is, known by now or not."""
+        rows = tx.rows(
+            """SELECT asked.id, c.amount_minor, p.instruction IS NOT NULL AS paying, p.state FROM
+                   unnest(%(ids)s::text[]) AS asked (id)
+               LEFT JOIN cancelled c ON c.envelope_id = %(envelope)s AND c.disbursement_id = asked.id
+               LEFT JOIN tombstones t ON t.envelope_id = %(envelope)s AND t.disbursement_id = asked.id
+               LEFT JOIN LATERAL (
+                   SELECT i.instruction, i.state FROM instructions i JOIN payments q USING (instruction)
+                   WHERE i.envelope_id = %(envelope)s AND i.batch_id = t.batch_id AND q.disbursement_id = asked.id
+                     AND NOT EXISTS (SELECT 1 FROM held h WHERE h.instruction = q.instruction AND h.position = q.position)
+                   ORDER BY i.instruction DESC LIMIT 1) AS p ON c.disbursement_id IS NULL""",
+            envelope=envelope_id,
+            ids=request.disbursement_ids,
+        )
+        refused = [
+            NotCancelled(disbursement_id=row.id, reason="UNKNOWN" if row.state == "UNKNOWN" else "ALREADY_DISPATCHED")
+            for row in rows
+            if row.paying
+        ]
+        cancelled = [row for row in rows if not row.paying]
+        header = self._header(tx, envelope_id)
+        body = funds.DisbursementsCancelled(
+            header=header,
+            request_id=request.request_id,
+            cancelled=[row.id for row in cancelled],
+            cancelled_minor=sum(row.amount_minor or 0 for row in cancelled),
+            not_cancelled=refused,
+        )
+        self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, request.request_id)])
+
+    def _answer_cancellation(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """The whole envelope: answered when all its batches are here and nothing is in flight any more."""
+        rows = tx.rows(
+            """UPDATE cancel_requests r SET state = 'ANSWERED' FROM money m
+               WHERE r.envelope_id = %(id)s AND m.envelope_id = r.envelope_id AND r.whole AND r.state = 'DECIDED'
+                 AND m.in_flight = 0 AND m.batches >= r.batches
+               RETURNING r.request_id, m.cancelled, m.cancelled_minor, m.dispatched, m.dispatched_minor, m.unknown, m.unknown_minor""",
+            id=envelope_id,
+        )
+        if not rows:
+            return
+        tx.run(
+            "UPDATE envelopes SET cancelled_at = coalesce(cancelled_at, clock_timestamp()) WHERE envelope_id = %(id)s",
+            id=envelope_id,
+        )
+        header = self._header(tx, envelope_id)
+        events = []
+        for row in rows:
+            body = funds.EnvelopeCancelled(
+                header=header,
+                request_id=row.request_id,
+                cancelled=row.cancelled,
+                cancelled_minor=row.cancelled_minor,
+                already_dispatched=row.dispatched,
+                already_dispatched_minor=row.dispatched_minor,
+                unknown=row.unknown,
+                unknown_minor=row.unknown_minor,
+            )
+            events.append(outgoing(body, envelope_id, cause, envelope_id, row.request_id))
+        self._outbox.append(tx, events)
+
+    # --- release and settlement ---------------------------------------------------------------------------------------
+
+    def _release_cancelled(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """What was cancelled after the block goes back to the sponsor, once there is a block to give back from."""
+        amount = tx.one(
+            """SELECT coalesce(sum(c.amount_minor), 0)::bigint AS amount FROM cancelled c
+               WHERE c.envelope_id = %(id)s AND c.in_block AND c.release_id IS NULL
+                 AND EXISTS (SELECT 1 FROM blocks b WHERE b.envelope_id = c.envelope_id AND b.state = 'BLOCKED')""",
+            id=envelope_id,
+        ).amount
+        if amount:
+            create_release(tx, self._settings, envelope_id, amount, "CANCELLED", cause)
+
+    def _settle(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed."""
+        row = tx.one("SELECT * FROM money WHERE envelope_id = %(id)s", id=envelope_id)
+        envelope = tx.one(
+            """SELECT completed_minor, cancelling, cancelled_at, header, settled_revision, settled_position FROM envelopes
+               WHERE envelope_id = %(id)s""",
+            id=envelope_id,
+        )
+        money = Money(**{name: getattr(row, f"{name}_minor") for name in Money.__slots__})
+        finished = envelope.cancelled_at is not None or (envelope.completed_minor is not None and not envelope.cancelling)
+        if not finished or not money.settled:
+            return
+        position = funds.Position(**{name: getattr(money, name) for name in Money.__slots__})
+        if envelope.settled_position == position.model_dump_json():
+            return
+        revision = envelope.settled_revision + 1
+        tx.run(
+            """UPDATE envelopes SET settled_revision = %(revision)s, settled_position = %(position)s, settled_at = clock_timestamp()
+               WHERE envelope_id = %(id)s""",
+            id=envelope_id,
+            revision=revision,
+            position=position.model_dump_json(),
+        )
+        body = funds.EnvelopeSettled(
+            header=EnvelopeHeader.model_validate_json(envelope.header),
+            revision=revision,
+            position=position,
+            confirmed=row.confirmed,
+            reversed=row.reversed,
+            cancelled=row.cancelled,
+        )
+        self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision)])
+
+    def close_statement(self, tx: Tx, subject: str, cause: Cause) -> None:
+        """Say what a statement came to, once all its chunks are here."""
+        statement_id = UUID(subject)
+        rows = tx.rows(
+            """UPDATE statements s SET reconciled_at = clock_timestamp()
+               FROM (SELECT count(*) AS chunks, coalesce(sum(lines), 0) AS lines, coalesce(sum(balance_minor), 0) AS balance,
+                            coalesce(sum(confirmed), 0) AS confirmed, coalesce(sum(confirmed_minor), 0) AS confirmed_minor,
+                            coalesce(sum(reversed), 0) AS reversed, coalesce(sum(reversed_minor), 0) AS reversed_minor
+                     FROM statement_chunks WHERE statement_id = %(id)s) AS c
+               WHERE s.statement_id = %(id)s AND s.chunks = c.chunks AND s.reconciled_at IS NULL
+               RETURNING s.*, c.lines AS seen, c.balance, c.confirmed, c.confirmed_minor, c.reversed, c.reversed_minor""",
+            id=statement_id,
+        )
+        exceptions = tx.rows(
+            "SELECT reason, count(*) AS n FROM exceptions WHERE statement_id = %(id)s GROUP BY reason ORDER BY reason",
+            id=statement_id,
+        )
+        for row in rows:
+            body = funds.StatementReconciled(
+                statement_id=statement_id,
+                account_token=row.account_token,
+                currency=row.currency,
+                lines=row.seen,
+                confirmed=row.confirmed,
+                confirmed_minor=row.confirmed_minor,
+                reversed=row.reversed,
+                reversed_minor=row.reversed_minor,
+                exceptions=[funds.StatementException(reason=x.reason, count=x.n) for x in exceptions],
+                balances_agree=row.opening_minor + int(row.balance) == row.closing_minor and row.seen == row.lines,
+            )
+            self._outbox.append(tx, [outgoing(body, row.account_token, cause, statement_id)])
+
+    def _header(self, tx: Tx, envelope_id: UUID) -> EnvelopeHeader:
+        row = tx.one("SELECT header FROM envelopes WHERE envelope_id = %(id)s", id=envelope_id)
+        return EnvelopeHeader.model_validate_json(row.header)
+
+
+def batch_headers(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, BatchHeader]:
+    rows = tx.rows("SELECT batch_id, header FROM batches WHERE batch_id = ANY(%(ids)s::uuid[])", ids=list(batch_ids))
+    return {row.batch_id: BatchHeader.model_validate_json(row.header) for row in rows}
+
+
+def create_release(
+    tx: Tx, settings: Settings, envelope_id: UUID, amount_minor: int, reason: str, cause: Cause, held: Sequence[int] = ()
+) -> None:
+    """Money on its way back: `releasing` from here. A bank without the verb leaves it to an operator, who has it listed."""
+    block = tx.one(
+        "SELECT block, bank FROM blocks WHERE envelope_id = %(id)s AND state = 'BLOCKED'",
+        id=envelope_id,
+    )
+    offered = capabilities(settings.banks[block.bank].adapter).release is not Repeat.NONE
+    release_id = tx.one(
+        """INSERT INTO releases (envelope_id, block, amount_minor, reason, state)
+           VALUES (%(id)s, %(block)s, %(amount)s, %(reason)s, %(state)s) RETURNING release_id""",
+        id=envelope_id,
+        block=block.block,
+        amount=amount_minor,
+        reason=reason,
+        state="PENDING" if offered else "NOT_OFFERED",
+    ).release_id
+    if held:
+        tx.run("UPDATE held SET release_id = %(r)s WHERE held_id = ANY(%(ids)s::bigint[])", r=release_id, ids=list(held))
+    else:
+        tx.run(
+            "UPDATE cancelled SET release_id = %(r)s WHERE envelope_id = %(id)s AND in_block AND release_id IS NULL",
+            r=release_id,
+            id=envelope_id,
+        )
+    if offered:
+        workqueue.enqueue(tx, "release", [str(release_id)], [lock_key("funds", envelope_id)], [cause])
+
+
+def end_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, reference: str, cause: Cause) -> None:
+    """The money is reserved: say so and dispatch whatever has arrived."""
+    row = tx.one(
+        """UPDATE blocks b SET state = 'BLOCKED', bank_reference = %(reference)s, blocked_at = clock_timestamp()
+           FROM envelopes e WHERE e.envelope_id = b.envelope_id AND b.envelope_id = %(id)s AND b.block = %(block)s
+           RETURNING b.amount_minor, e.header, e.lock_key""",
+        id=envelope_id,
+        block=block,
+        reference=reference,
+    )
+    tx.run("UPDATE envelopes SET funds = 'BLOCKED' WHERE envelope_id = %(id)s", id=envelope_id)
+    body = funds.FundsBlocked(
+        header=EnvelopeHeader.model_validate_json(row.header),
+        block=block,
+        amount_minor=row.amount_minor,
+        bank_reference=reference,
+    )
+    outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, block)])
+    tx.run(
+        """INSERT INTO work (kind, subject, lock_key, cause_id, correlation_id, traceparent)
+           SELECT 'dispatch', instruction, %(key)s, 'instruction/' || instruction, %(id)s::text, %(trace)s
+           FROM instructions WHERE envelope_id = %(id)s AND state = 'WAITING' ON CONFLICT DO NOTHING""",
+        id=envelope_id,
+        key=row.lock_key,
+        trace=cause.traceparent,
+    )
+
+
+def refuse_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, code: str, message: str, cause: Cause) -> None:
+    """Nothing was reserved: what was cancelled meanwhile needs no release; the next tick checks again."""
+    tx.run("UPDATE blocks SET state = 'REFUSED' WHERE envelope_id = %(id)s AND block = %(block)s", id=envelope_id, block=block)
+    tx.run("UPDATE cancelled SET in_block = false WHERE envelope_id = %(id)s AND in_block", id=envelope_id)
+    say_short(tx, outbox, envelope_id, code, message, cause, f"block {block}")
+
+
+def say_short(tx: Tx, outbox: Outbox, envelope_id: UUID, code: str, message: str, cause: Cause, which: str) -> None:
+    row = tx.one(
+        """UPDATE envelopes e SET funds = 'SHORT' FROM money m WHERE m.envelope_id = e.envelope_id AND e.envelope_id = %(id)s
+           RETURNING e.header, e.completed_minor - m.cancelled_before_block_minor AS amount""",
+        id=envelope_id,
+    )
+    body = funds.FundsShort(
+        header=EnvelopeHeader.model_validate_json(row.header), amount_minor=max(1, row.amount), reason=code, message=message
+    )
+    outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, which)])
+
+
+def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: Cause) -> None:
+    """PaymentsDispatched for each instruction, of what is live in it."""
+    if not instructions:
+        return
+    rows = store.payments_of(tx, instructions)
+    headers = {
+        row.instruction: row
+        for row in tx.rows(
+            """SELECT i.instruction, b.header FROM instructions i JOIN batches b USING (batch_id)
+           WHERE i.instruction = ANY(%(ids)s::bigint[])""",
+            ids=list(instructions),
+        )
+    }
+    grouped = defaultdict(list)
+    for row in rows:
+        grouped[row.instruction].append(Amount(disbursement_id=row.disbursement_id, amount_minor=row.amount_minor))
+    events = []
+    for number, items in sorted(grouped.items()):
+        header = BatchHeader.model_validate_json(headers[number].header)
+        body = funds.PaymentsDispatched(header=header, instruction=number, items=items, **totals(items))
+        because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
+        events.append(outgoing(body, header.batch_id, because, number))
+    outbox.append(tx, events)
+
+
+def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:
+    """An operator knows, with evidence, what became of a call whose answer was lost."""
+    data = event.data
+    happened = data.outcome == "happened"
+    envelope_id = _envelope_of(tx, data.kind, data.subject)
+    key = lock_key("funds", envelope_id)
+    tx.lock_exclusive([key])
+    cause = Cause(event.id, str(envelope_id), event.traceparent)
+    if data.kind == "block":
+        number = int(data.subject.rpartition("/")[2])
+        if not _is(
+            tx, "SELECT state FROM blocks WHERE envelope_id = %(id)s AND block = %(n)s", "UNKNOWN", id=envelope_id, n=number
+        ):
+            raise CommandRefused(f"block {data.subject} is not unknown")
+        if happened and not data.reference:
+            raise CommandRefused("a block that happened needs the bank's block reference")
+        if happened:
+            end_block(tx, outbox, envelope_id, number, data.reference, cause)
+        else:
+            refuse_block(tx, outbox, envelope_id, number, "DID_NOT_HAPPEN", data.evidence, cause)
+    elif data.kind == "dispatch":
+        number = int(data.subject)
+        if not _is(tx, "SELECT state FROM instructions WHERE instruction = %(n)s", "UNKNOWN", n=number):
+            raise CommandRefused(f"instruction {number} is not unknown")
+        if happened:
+            store.set_instructions(tx, [number], "DISPATCHED", ("UNKNOWN",))
+            say_dispatched(tx, outbox, [number], cause)
+        else:
+            refuse_instruction(tx, outbox, number, "DID_NOT_HAPPEN", data.evidence, cause)
+    else:
+        number = int(data.subject)
+        states = ("UNKNOWN", "NOT_OFFERED", "REFUSED")
+        if not _is(tx, "SELECT state FROM releases WHERE release_id = %(n)s", *states, n=number):
+            raise CommandRefused(f"release {number} is not waiting for an operator")
+        if happened:
+            end_release(tx, outbox, number, data.reference or "settled by an operator", cause)
+        else:
+            tx.run("UPDATE releases SET state = 'REFUSED' WHERE release_id = %(n)s", n=number)
+    workqueue.finish(tx, data.kind, [data.subject], "DONE", "SETTLED_BY_OPERATOR")
+    jobs.make_due(tx, "advance", [str(envelope_id)], [key], cause)
+    return 1
+
+
+def refuse_instruction(tx: Tx, outbox: Outbox, number: int, code: str, message: str, cause: Cause) -> None:
+    """The whole list was definitely refused: everybody in it who is not confirmed is held."""
+    live = store.payments_of(tx, [number])
+    say_refused(tx, outbox, number, [(row, code, message) for row in live], cause)
+    store.refuse_payments(tx, number, [(row.position, reason_code(code), message) for row in live])
+    store.set_instructions(tx, [number], "REFUSED", ("SENDING", "UNKNOWN"))
+
+
+def say_refused(tx: Tx, outbox: Outbox, number: int, refused: Sequence[tuple[Any, str, str]], cause: Cause) -> None:
+    """(payment, code, message) each."""
+    if not refused:
+        return
+    row = tx.one("SELECT b.header FROM instructions i JOIN batches b USING (batch_id) WHERE i.instruction = %(n)s", n=number)
+    header = BatchHeader.model_validate_json(row.header)
+    items = [
+        AmountWithReason(
+            disbursement_id=p.disbursement_id, amount_minor=p.amount_minor, reason=reason_code(code), message=message
+        )
+        for p, code, message in refused
+    ]
+    body = funds.PaymentsRefused(header=header, instruction=number, items=items, **totals(items))
+    outbox.append(tx, [outgoing(body, header.batch_id, cause, number, *(sorted(item.disbursement_id for item in items)))])
+
+
+def reason_code(code: str) -> str:
+    """A bank's own code in the form that ours have."""
+    clean = "".join(c if c.isalnum() and c.isascii() else "_" for c in code.upper()).strip("_")[:50]
+    return clean if clean[:1].isalpha() else f"CODE_{clean}"
+
+
+def end_release(tx: Tx, outbox: Outbox, release_id: int, reference: str, cause: Cause) -> None:
+    row = tx.one(
+        """UPDATE releases r SET state = 'RELEASED', bank_reference = %(reference)s, released_at = clock_timestamp()
+           FROM envelopes e WHERE e.envelope_id = r.envelope_id AND r.release_id = %(id)s
+           RETURNING r.block, r.amount_minor, e.header, e.envelope_id""",
+        id=release_id,
+        reference=reference,
+    )
+    tx.run("UPDATE held SET state = 'RELEASED' WHERE release_id = %(id)s AND state = 'RELEASING'", id=release_id)
+    body = funds.FundsReleased(
+        header=EnvelopeHeader.model_validate_json(row.header),
+        release_id=release_id,
+        block=row.block,
+        amount_minor=row.amount_minor,
+        bank_reference=reference,
+    )
+    outbox.append(tx, [outgoing(body, row.envelope_id, cause, "release", release_id)])
+
+
+def _envelope_of(tx: Tx, kind: str, subject: str) -> UUID:
+    if kind == "block":
+        envelope_id, _, number = subject.rpartition("/")
+        try:
+            if number.isdigit():
+                return UUID(envelope_id)
+        except ValueError:
+            pass
+        raise CommandRefused(f"{subject!r} does not name a block: <envelope>/<number>")
+    table, column = {"dispatch": ("instructions", "instruction"), "release": ("releases", "release_id")}[kind]
+    rows = tx.rows(f"SELECT envelope_id FROM {table} WHERE {column} = %(n)s", n=int(subject)) if subject.isdigit() else []
+    if not rows:
+        raise CommandRefused(f"there is no {kind} {subject!r}")
+    found: UUID = rows[0].envelope_id
+    return found
+
+
+def _is(tx: Tx, query: str, *states: str, **params: Any) -> bool:
+    rows = tx.rows(query, **params)
+    return bool(rows) and rows[0].state in states

@@ -1,0 +1,194 @@
+"""The rules of money, pure: references, what may be repeated, what a statement line means, when an envelope is settled.
+
+The states, and the only moves between them:
+
+    envelope     WAITING -> CHECKING -> SHORT -> WAITING …            (its day has come, the check said no, the next tick)
+                            CHECKING -> BLOCKING -> BLOCKED           (money is reserved: dispatch begins)
+                                        BLOCKING -> BLOCK_UNKNOWN     (nothing is dispatched until somebody knows)
+                                        BLOCKING -> SHORT             (the bank refused the block)
+    instruction  WAITING -> SENDING -> DISPATCHED | REFUSED | UNKNOWN | WAITING (certainly not sent)
+                 UNKNOWN -> DISPATCHED (a query, a statement line, an operator) | REFUSED (an operator: it did not happen)
+                 WAITING -> VOID                                      (all of it was cancelled)
+    release      PENDING -> SENDING -> RELEASED | REFUSED | UNKNOWN; NOT_OFFERED where the bank has no such verb
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# --- References: 16 characters [A-Z0-9] which decode to the primary key -------------------------------------------------
+
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_VERSION = "A"
+_CHECKS = 36**4
+MAX_INSTRUCTION = 36**7 - 1
+MAX_POSITION = 36**2 - 1
+
+
+def references(incarnation: int, instruction: int, positions: Iterable[int]) -> list[str]:
+    """The references of an instruction's payments: version, incarnation (2), instruction (7), position (2), check (4).
+
+    The check characters catch any mistyped or truncated reference with odds of 1 in 1.7 million."""
+    head = _VERSION + _base36(incarnation, 2) + _base36(instruction, 7)
+    seed = _seed(head)
+    return [head + _base36(p, 2) + _base36((seed + p * 104_729) % _CHECKS, 4) for p in positions]
+
+
+def decode_reference(text: str) -> tuple[int, int, int] | None:
+    """(incarnation, instruction, position), or None if we never issued such a reference."""
+    if len(text) != 16 or text[0] != _VERSION or not text.isalnum() or not text.isascii() or text != text.upper():
+        return None
+    incarnation, instruction, position = int(text[1:3], 36), int(text[3:10], 36), int(text[10:12], 36)
+    if (_seed(text[:10]) + position * 104_729) % _CHECKS != int(text[12:], 36):
+        return None
+    return incarnation, instruction, position
+
+
+def _base36(number: int, width: int) -> str:
+    text = ""
+    for _ in range(width):
+        number, digit = divmod(number, 36)
+        text = _DIGITS[digit] + text
+    if number:
+        raise ValueError("a reference has no room for this number")
+    return text
+
+
+def _seed(head: str) -> int:
+    # MD5 because PostgreSQL has it too (the views show references); it guards against mistakes, not against people.
+    return int(hashlib.md5(head.encode(), usedforsecurity=False).hexdigest()[:12], 16)
+
+
+# --- What goes to a bank ------------------------------------------------------------------------------------------------
+
+_SWIFT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ ")
+_NARRATIVE_CHARACTERS = 65
+
+
+def swift(text: str, longest: int = _NARRATIVE_CHARACTERS) -> str:
+    """One line of SWIFT's character set X, no leading ':' or '-', never empty.
+
+    A line break in a narrative could otherwise forge a statement line."""
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    clean = "".join(c if c in _SWIFT else " " if c.isspace() else "?" for c in text).strip()
+    return clean.lstrip(":- ")[:longest].rstrip() or "."
+
+
+# --- What a statement line means ----------------------------------------------------------------------------------------
+
+EXCEPTIONS = (
+    "UNKNOWN_REFERENCE",
+    "DUPLICATE_DEBIT",
+    "AMOUNT_MISMATCH",
+    "REVERSAL_WITHOUT_DEBIT",
+    "DUPLICATE_REVERSAL",
+    "UNKNOWN_ACCOUNT",
+    "UNPARSABLE_LINE",
+    "PAID_AFTER_CANCEL",
+    "PAID_AFTER_RETRY",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A debit or reversal with a reference of ours."""
+
+    statement_line: int
+    mark: str  # D or RD
+    amount_minor: int
+    instruction: int
+    position: int
+    bank_reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the database knows of the payment a line names."""
+
+    amount_minor: int
+    currency: str
+    debit: str | None  # bank reference of the debit that confirmed it
+    reversal: str | None
+    cancelled: bool  # or released: its money is not there any more
+    paid_again: bool  # refused, and sent anew under another reference
+
+
+@dataclass
+class Reconciliation:
+    """What a chunk of lines comes to: facts to insert, exceptions to keep."""
+
+    debits: list[Line]
+    reversals: list[Line]
+    exceptions: list[tuple[Line, str]]
+
+
+def reconcile(lines: Sequence[Line], currency: str, known: dict[tuple[int, int], Known]) -> Reconciliation:
+    """Decide each line. Order of arrival doesn't matter: a reversal before its debit is kept and counts once both are there.
+
+    The same bank reference again is the same line in another statement and changes nothing."""
+    result = Reconciliation([], [], [])
+    debits: dict[tuple[int, int], str] = {key: k.debit for key, k in known.items() if k.debit is not None}
+    reversals: dict[tuple[int, int], str] = {key: k.reversal for key, k in known.items() if k.reversal is not None}
+    for line in lines:
+        key = (line.instruction, line.position)
+        payment = known.get(key)
+        seen, facts = (debits, result.debits) if line.mark == "D" else (reversals, result.reversals)
+        if payment is None:
+            result.exceptions.append((line, "UNKNOWN_REFERENCE"))
+        elif payment.amount_minor != line.amount_minor or payment.currency != currency:
+            result.exceptions.append((line, "AMOUNT_MISMATCH"))
+        elif key in seen:
+            if not _identifies(line.bank_reference) or seen[key] != line.bank_reference:
+                result.exceptions.append((line, "DUPLICATE_DEBIT" if line.mark == "D" else "DUPLICATE_REVERSAL"))
+        elif line.mark == "D" and payment.cancelled:
+            result.exceptions.append((line, "PAID_AFTER_CANCEL"))
+        else:
+            seen[key] = line.bank_reference
+            facts.append(line)
+            if line.mark == "D" and payment.paid_again:
+                result.exceptions.append((line, "PAID_AFTER_RETRY"))
+    result.exceptions += [
+        (line, "REVERSAL_WITHOUT_DEBIT") for line in result.reversals if (line.instruction, line.position) not in debits
+    ]
+    return result
+
+
+def _identifies(bank_reference: str) -> bool:
+    return bank_reference not in ("", "NONREF")
+
+
+# --- Where an envelope's money is ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """money.md §1, in minor units."""
+
+    blocked: int
+    waiting: int
+    in_flight: int
+    unknown: int
+    held: int
+    dispatched: int
+    releasing: int
+    released: int
+    outstanding: int
+    confirmed: int
+    reversed: int
+
+    @property
+    def balanced(self) -> bool:
+        """Both identities. Without a block there is nothing that could have moved."""
+        moved = self.in_flight + self.unknown + self.dispatched + self.releasing + self.released
+        if not self.blocked:
+            return moved == 0
+        return (
+            self.blocked == self.waiting + self.held + moved
+            and self.dispatched == self.outstanding + self.confirmed + self.reversed
+        )
+
+    @property
+    def settled(self) -> bool:
+        return not (self.waiting or self.in_flight or self.unknown or self.held or self.releasing or self.outstanding)

@@ -1,0 +1,510 @@
+"""The story of funds, event by event. Folds take the envelopes' shared locks and record; what must be decided by nobody in
+particular (checks, cancellations, releases, settlement) is decided by `advance` under the exclusive lock (see decisions.py).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from libs.common import jobs, workqueue
+from libs.common.commands import CommandRefused
+from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
+from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, Item, Unresolved, totals
+from libs.common.db import Tx, lock_key
+from libs.common.envelope import Cause, Event
+from libs.common.outbox import Outbox, Outgoing, outgoing
+from libs.common.seal import Sealer
+from services.funds import decisions, domain, store
+from services.funds.config import Settings
+
+FUNDS_DUE_JOB = "funds-due"
+ADVANCE = "advance"
+STATEMENT = "statement"
+
+
+@dataclass
+class _Intake:
+    """What a run of arriving parts comes to, before it is written."""
+
+    instructions: list[tuple[UUID, UUID, int, str, str, int, int]] = field(default_factory=list)
+    items: list[list[Item]] = field(default_factory=list)  # of each instruction
+    held: list[tuple[object, ...]] = field(default_factory=list)
+    cancelled: list[tuple[object, ...]] = field(default_factory=list)
+    paying: list[tuple[UUID, str]] = field(default_factory=list)
+    unblocked: list[tuple[UUID, str]] = field(default_factory=list)
+    still: list[tuple[UUID, str, str, str]] = field(default_factory=list)
+    arrived: dict[UUID, tuple[BatchHeader, int, int]] = field(default_factory=dict)
+    events: list[Outgoing] = field(default_factory=list)
+
+
+class Handlers:
+    def __init__(self, settings: Settings, sealer: Sealer, outbox: Outbox, tokens: frozenset[str]) -> None:
+        self._settings = settings
+        self._sealer = sealer
+        self._outbox = outbox
+        self._tokens = tokens  # of the sponsors' accounts
+
+    # --- envelopes ----------------------------------------------------------------------------------------------------
+
+    def on_accepted(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeAccepted]]) -> None:
+        _lock(tx, events)
+        store.ensure_envelopes(tx, [event.data.header for event in events])
+
+    def on_completed(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeCompleted]]) -> None:
+        _lock(tx, events)
+        store.ensure_envelopes(tx, [event.data.header for event in events])
+        store.complete_envelopes(
+            tx, [(e.data.header.envelope_id, e.data.batches, e.data.count, e.data.total_minor) for e in events]
+        )
+        _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
+
+    def on_envelope_cancelling(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeCancelling]]) -> None:
+        _lock(tx, events)
+        store.ensure_envelopes(tx, [event.data.header for event in events])
+        for event in events:  # rare, and a person is behind each
+            store.ask_cancellation(tx, event.data.header.envelope_id, event.data.request_id, event.data.batches, ())
+        _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
+
+    def on_disbursements_cancelling(self, tx: Tx, events: Sequence[Event[ingestion.DisbursementsCancelling]]) -> None:
+        _lock(tx, events)
+        store.ensure_envelopes(tx, [event.data.header for event in events])
+        for event in events:
+            ids = [(item.disbursement_id, item.batch_id) for item in event.data.items]
+            store.ask_cancellation(tx, event.data.header.envelope_id, event.data.request_id, None, ids)
+        _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
+
+    def on_tick(self, tx: Tx, events: Sequence[Event[scheduler.Tick]]) -> None:
+        """Envelopes whose day has come, and those that were short. The decision reads the database's own clock, so a tick
+        fired by hand cannot make anybody be paid early."""
+        due = [event for event in events if event.data.job == FUNDS_DUE_JOB]
+        if not due:
+            return
+        tx.run("UPDATE envelopes SET funds = 'WAITING' WHERE funds = 'SHORT'")
+        tx.run(
+            """INSERT INTO due (job, subject, lock_key, cause_id, correlation_id, traceparent)
+               SELECT %(job)s, envelope_id, lock_key, %(cause)s, envelope_id, %(trace)s FROM envelopes
+               WHERE funds = 'WAITING' AND completed_minor IS NOT NULL AND settled_at IS NULL AND cancelled_at IS NULL
+                 AND schedule_date <= (clock_timestamp() AT TIME ZONE time_zone)::date""",
+            job=ADVANCE,
+            cause=due[-1].id,
+            trace=due[-1].traceparent,
+        )
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def on_addresses_resolved(self, tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]]) -> None:
+        """A batch's people arrive: payable ones become an instruction, the others are held, cancelled ones stay cancelled."""
+        _lock(tx, events)
+        store.ensure_envelopes(tx, [event.data.header for event in events])
+        new = store.take_parts(tx, [(event.data.header.batch_id, event.data.part) for event in events])
+        unique = {(e.data.header.batch_id, e.data.part): e for e in events}
+        fresh = [event for key, event in unique.items() if key in new]
+        if not fresh:
+            return
+        context = store.intake_context(tx, list({event.data.header.envelope_id for event in fresh}))
+        dead = self._tombstoned(tx, fresh, context)
+        # A batch which comes in parts, perhaps out of order: who is in it already?
+        seen = store.seen_before(tx, list({event.data.header.batch_id for event in fresh})) if self._in_parts(tx, fresh) else {}
+        intake = _Intake()
+        for event in fresh:
+            self._sort(event, context[event.data.header.envelope_id], dead, seen, intake)
+        self._write(tx, intake, context)
+        for event in fresh:
+            envelope = context[event.data.header.envelope_id]
+            if envelope.cancelling or intake.cancelled:
+                _make_due(tx, [event.data.header.envelope_id], _cause(event))
+
+    def _tombstoned(
+        self, tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]], context: Any
+    ) -> set[tuple[UUID, str]]:
+        marked = [event.data for event in events if context[event.data.header.envelope_id].has_tombstones]
+        if not marked:
+            return set()
+        ids = [item.disbursement_id for data in marked for item in (*data.items, *data.unresolved)]
+        return store.tombstoned(tx, list({data.header.envelope_id for data in marked}), ids)
+
+    @staticmethod
+    def _in_parts(tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]]) -> bool:
+        if any(event.data.part > 1 for event in events):
+            return True
+        rows = tx.rows(
+            "SELECT 1 FROM batches WHERE batch_id = ANY(%(ids)s::uuid[]) LIMIT 1",
+            ids=[event.data.header.batch_id for event in events],
+        )
+        return bool(rows)
+
+    def _sort(
+        self,
+        event: Event[resolution.BatchAddressesResolved],
+        envelope: Any,
+        dead: set[tuple[UUID, str]],
+        seen: dict[tuple[UUID, str], str],
+        intake: _Intake,
+    ) -> None:
+        data, header = event.data, event.data.header
+        envelope_id, batch_id = header.envelope_id, header.batch_id
+        in_block = envelope.block is not None
+        payable: list[Item] = []
+        cancelled: list[Item] = []
+        held: list[AmountWithReason] = []
+        first_seen = [0, 0]
+        for item in (*data.items, *data.unresolved):
+            state = seen.get((batch_id, item.disbursement_id))
+            resolved = not isinstance(item, Unresolved)
+            if state is None:
+                first_seen[0] += 1
+                first_seen[1] += item.amount_minor
+                if envelope.cancelling or (envelope_id, item.disbursement_id) in dead:
+                    cancelled.append(item)
+                elif not isinstance(item, Unresolved):
+                    payable.append(item)
+                else:
+                    row = (envelope_id, batch_id, item.disbursement_id, item.beneficiary_id, item.amount_minor)
+                    intake.held.append((*row, item.reason, item.message))
+                    held.append(AmountWithReason.model_validate(item.model_dump()))
+            elif state == "HELD" and resolved:
+                payable.append(item)
+                intake.paying.append((envelope_id, item.disbursement_id))
+            elif state == "HELD" and isinstance(item, Unresolved):
+                intake.still.append((envelope_id, item.disbursement_id, item.reason, item.message))
+            elif state in ("RELEASING", "RELEASED") and resolved:
+                intake.unblocked.append((envelope_id, item.disbursement_id))
+        intake.cancelled += [(envelope_id, i.disbursement_id, batch_id, i.amount_minor, in_block) for i in cancelled]
+        known = intake.arrived.get(batch_id, (header, 0, 0))
+        intake.arrived[batch_id] = (header, known[1] + first_seen[0], known[2] + first_seen[1])
+        if payable:
+            sums = totals(payable)
+            intake.instructions.append(
+                (envelope_id, batch_id, data.part, data.sealed.key_id, data.sealed.data, sums["count"], sums["total_minor"])
+            )
+            intake.items.append(payable)
+        cause = _cause(event)
+        if held:
+            body = funds.PaymentsHeld(header=header, items=held, **totals(held))
+            intake.events.append(outgoing(body, batch_id, cause, batch_id, data.part))
+        if cancelled:
+            gone = [Amount(disbursement_id=i.disbursement_id, amount_minor=i.amount_minor) for i in cancelled]
+            body_cancelled = funds.PaymentsCancelled(header=header, items=gone, **totals(gone))
+            intake.events.append(outgoing(body_cancelled, batch_id, cause, batch_id, "part", data.part))
+
+    def _write(self, tx: Tx, intake: _Intake, context: dict[UUID, Any]) -> None:
+        store.add_batches(tx, intake.arrived)
+        if intake.instructions:
+            numbers = store.add_instructions(tx, self._settings.incarnation, intake.instructions)
+            store.add_payments(
+                tx,
+                [
+                    (number, position, item.amount_minor, item.disbursement_id, item.beneficiary_id)
+                    for number, items in zip(numbers, intake.items, strict=True)
+                    for position, item in enumerate(items, 1)
+                ],
+            )
+            ready = [
+                (str(number), row[0])
+                for number, row in zip(numbers, intake.instructions, strict=True)
+                if context[row[0]].funds == "BLOCKED"
+            ]
+            if ready:
+                workqueue.enqueue(
+                    tx,
+                    "dispatch",
+                    [subject for subject, _ in ready],
+                    [context[envelope_id].lock_key for _, envelope_id in ready],
+                    [Cause(f"instruction/{subject}", str(envelope_id)) for subject, envelope_id in ready],
+                )
+        store.add_held(tx, intake.held)
+        store.add_cancelled(tx, intake.cancelled)
+        if intake.paying:
+            store.pay_held(tx, intake.paying)
+        if intake.unblocked:
+            store.hold_unblocked(tx, intake.unblocked)
+        if intake.still:
+            store.hold_still(tx, intake.still)
+        self._outbox.append(tx, intake.events)
+
+    # --- statements ---------------------------------------------------------------------------------------------------
+
+    def on_statement_opened(self, tx: Tx, events: Sequence[Event[ingestion.StatementOpened]]) -> None:
+        rows = []
+        for data in (event.data for event in events):
+            known = data.account_token in self._tokens
+            rows.append(
+                (data.statement_id, data.account_token, data.number, data.sequence, data.currency)
+                + (data.opening_minor, data.closing_minor, data.lines, data.chunks, known)
+            )
+        store.open_statements(tx, rows)
+        strange = [event.data for event in events if event.data.account_token not in self._tokens]
+        store.add_exceptions(
+            tx,
+            [(d.statement_id, 0, "UNKNOWN_ACCOUNT", "", None, None, None, d.currency, "no sponsor has it") for d in strange],
+        )
+        _make_statements_due(tx, events)
+
+    def on_statement_lines(self, tx: Tx, events: Sequence[Event[ingestion.StatementLines]]) -> None:
+        """Any debit with our reference confirms its payment, whatever the payment's state was."""
+        store.ensure_statements(
+            tx, [(e.data.statement_id, e.data.account_token, e.data.account_token in self._tokens) for e in events]
+        )
+        new = store.new_chunks(tx, [(event.data.statement_id, event.data.chunk) for event in events])
+        unique = {(e.data.statement_id, e.data.chunk): e for e in events}
+        fresh = [event for key, event in unique.items() if key in new]
+        for event in fresh:  # a chunk is up to 1,000 lines: a set of its own
+            self._reconcile(tx, event)
+        if fresh:
+            _make_statements_due(tx, fresh)
+
+    def _reconcile(self, tx: Tx, event: Event[ingestion.StatementLines]) -> None:
+        data = event.data
+        lines, strange = self._decoded(data)
+        named = sorted({line.instruction for line, _ in lines})
+        tx.lock_shared(store.lock_keys_of(tx, named))
+        instructions = store.instructions_for_update(tx, named)
+        mine = [line for line, incarnation in lines if _issued(instructions.get(line.instruction), incarnation)]
+        strange += [line for line, incarnation in lines if not _issued(instructions.get(line.instruction), incarnation)]
+        payments = {
+            (row.instruction, row.position): row
+            for row in store.payments_named(tx, [(line.instruction, line.position) for line in mine])
+        }
+        known = {
+            key: domain.Known(
+                row.amount_minor,
+                instructions[key[0]].currency,
+                row.debit,
+                row.reversal,
+                bool(row.cancelled),
+                row.held_state == "PAYING",
+            )
+            for key, row in payments.items()
+        }
+        result = domain.reconcile(mine, data.currency, known)
+        result.exceptions += [(line, "UNKNOWN_REFERENCE") for line in strange]
+        self._store_facts(tx, event, result, instructions, payments)
+        references = {line.line: line.customer_reference for line in data.lines}
+        store.add_exceptions(
+            tx,
+            [
+                (data.statement_id, x.statement_line, reason, references[x.statement_line], x.instruction or None)
+                + (x.position if x.instruction else None, x.amount_minor, data.currency, f"{x.mark} line")
+                for x, reason in result.exceptions
+            ]
+            + [
+                (data.statement_id, bad.line, "UNPARSABLE_LINE", "", None, None, None, data.currency, bad.reason[:500])
+                for bad in data.unparsable
+            ],
+        )
+
+    def _decoded(self, data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, int]], list[domain.Line]]:
+        """Debits and reversals with a reference of ours (and its incarnation), and those without; credits are only counted."""
+        ours: list[tuple[domain.Line, int]] = []
+        strange: list[domain.Line] = []
+        for line in data.lines:
+            if line.mark not in ("D", "RD"):
+                continue
+            decoded = domain.decode_reference(line.fifth_narrative) or domain.decode_reference(line.customer_reference)
+            if decoded is None:
+                strange.append(domain.Line(line.line, line.mark, line.amount_minor, 0, 0, line.bank_reference))
+            else:
+                incarnation, instruction, position = decoded
+                fields = (line.line, line.mark, line.amount_minor, instruction, position, line.bank_reference)
+                ours.append((domain.Line(*fields), incarnation))
+        return ours, strange
+
+    def _store_facts(
+        self,
+        tx: Tx,
+        event: Event[ingestion.StatementLines],
+        result: domain.Reconciliation,
+        instructions: dict[int, Any],
+        payments: dict[tuple[int, int], Any],
+    ) -> None:
+        data = event.data
+        debits = [(line.instruction, line.position) for line in result.debits]
+        reversals = [(line.instruction, line.position) for line in result.reversals]
+        refused = [key for key in debits if payments[key].held_id is not None]
+        if refused:
+            store.end_refusals(tx, refused)
+        store.add_facts(
+            tx,
+            sorted(
+                (line.instruction, line.position, kind, line.bank_reference, data.statement_id, line.statement_line)
+                for kind, lines in (("D", result.debits), ("R", result.reversals))
+                for line in lines
+            ),
+        )
+        overtaken = store.end_early_reversals(tx, debits) if debits else set()
+        now_debited = set(debits)
+        counting = [key for key in reversals if key in now_debited or payments[key].debit is not None]  # both facts are there
+        early = [key for key in reversals if key not in set(counting)]
+        if early:
+            store.keep_early_reversals(tx, early)
+        reversed_now = sorted({*counting, *overtaken})
+        per: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # debits, their sum, reversals, their sum
+        for key in debits:
+            per[key[0]][0] += 1
+            per[key[0]][1] += payments[key].amount_minor
+        for key in reversed_now:
+            per[key[0]][2] += 1
+            per[key[0]][3] += payments[key].amount_minor
+        store.count_facts(tx, [(n, sums[0], sums[1], sums[2], sums[3]) for n, sums in sorted(per.items())])
+        sums = [0, 0]
+        for counts in per.values():
+            sums[0] += counts[1]
+            sums[1] += counts[3]
+        balance = sum(line.amount_minor * (1 if line.mark in ("C", "RD") else -1) for line in data.lines)
+        row = (data.statement_id, data.chunk, len(data.lines) + len(data.unparsable), balance)
+        store.add_chunks(tx, [(*row, len(debits), sums[0], len(reversed_now), sums[1])])
+        cause = Cause(event.id, event.correlation_id, event.traceparent)
+        place = (data.statement_id, data.chunk)
+        events = _payments(
+            funds.PaymentsConfirmed, debits, instructions, payments, cause, place, statement_id=data.statement_id
+        )
+        events += _payments(
+            funds.PaymentsReversed, reversed_now, instructions, payments, cause, place, statement_id=data.statement_id
+        )
+        self._outbox.append(tx, events)
+        self._prove_dispatch(tx, per, instructions, cause)
+        for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
+            because = Cause(event.id, str(envelope_id), event.traceparent)
+            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=0.25)  # lines come in many chunks
+
+    def _prove_dispatch(self, tx: Tx, per: dict[int, list[int]], instructions: dict[int, Any], cause: Cause) -> None:
+        """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.
+        Voids the lease: a later settle or retry does nothing."""
+        proven = []
+        for number, counts in per.items():
+            row = instructions[number]
+            live = row.count - row.cancelled_count - row.refused_count
+            bank = self._settings.banks.get(row.bank or "")
+            atomic = bank is not None and decisions.capabilities(bank.adapter).atomic_list
+            if (
+                counts[0]
+                and row.state in ("SENDING", "UNKNOWN", "REFUSED")
+                and (atomic or row.debited_count + counts[0] >= live)
+            ):
+                proven.append(number)
+        if not proven:
+            return
+        moved = store.set_instructions(tx, proven, "DISPATCHED", ("SENDING", "UNKNOWN"))
+        workqueue.finish(tx, "dispatch", [str(number) for number in proven], "DONE", "PROVEN_BY_STATEMENT")
+        decisions.say_dispatched(tx, self._outbox, sorted(moved), cause)
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def release_held(self, tx: Tx, event: Event[operator.ReleaseRequested]) -> int:
+        """Held money goes back to the sponsor: it moves to `releasing` before the call."""
+        envelope_id = event.data.envelope_id
+        tx.lock_exclusive([lock_key("funds", envelope_id)])
+        held = tx.rows("SELECT count(*) AS n FROM held WHERE envelope_id = %(id)s AND state = 'HELD'", id=envelope_id)[0].n
+        _expect(event, held)
+        rows = tx.rows(
+            """UPDATE held SET state = 'RELEASING' WHERE envelope_id = %(id)s AND state = 'HELD'
+                 AND EXISTS (SELECT 1 FROM blocks b WHERE b.envelope_id = %(id)s AND b.state = 'BLOCKED')
+               RETURNING held_id, amount_minor""",
+            id=envelope_id,
+        )
+        if rows:
+            decisions.create_release(
+                tx,
+                self._settings,
+                envelope_id,
+                sum(row.amount_minor for row in rows),
+                "OPERATOR",
+                _because(event, envelope_id),
+                held=[row.held_id for row in rows],
+            )
+        return len(rows)
+
+    def retry_held(self, tx: Tx, event: Event[operator.RetryHeld]) -> int:
+        """Those whom the bank has definitely refused are paid anew, in instructions of their own."""
+        data = event.data
+        tx.lock_exclusive([lock_key("funds", data.envelope_id)])
+        rows = tx.rows(
+            """SELECT h.held_id, h.amount_minor, h.disbursement_id, h.beneficiary_id, i.instruction, i.batch_id, i.part,
+                      i.sealed_key, i.sealed
+               FROM held h JOIN instructions i USING (instruction) JOIN envelopes e ON e.envelope_id = h.envelope_id
+               WHERE h.envelope_id = %(id)s AND h.state = 'HELD' AND e.funds = 'BLOCKED' AND NOT e.cancelling
+                 AND (cardinality(%(ids)s::text[]) = 0 OR h.disbursement_id = ANY(%(ids)s::text[]))
+                 AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = h.envelope_id
+                                     AND t.disbursement_id = h.disbursement_id)
+               ORDER BY i.instruction, h.position""",
+            id=data.envelope_id,
+            ids=data.disbursement_ids,
+        )
+        _expect(event, len(rows))
+        by_instruction = defaultdict(list)
+        for row in rows:
+            by_instruction[row.instruction].append(row)
+        for group in by_instruction.values():  # one new instruction for each that was refused
+            first = group[0]
+            total = sum(row.amount_minor for row in group)
+            fields = (data.envelope_id, first.batch_id, first.part, first.sealed_key, first.sealed, len(group), total)
+            number = store.add_instructions(tx, self._settings.incarnation, [fields])[0]
+            store.add_payments(
+                tx, [(number, n, row.amount_minor, row.disbursement_id, row.beneficiary_id) for n, row in enumerate(group, 1)]
+            )
+            key = lock_key("funds", data.envelope_id)
+            workqueue.enqueue(tx, "dispatch", [str(number)], [key], [_because(event, data.envelope_id)])
+        tx.run("UPDATE held SET state = 'PAYING' WHERE held_id = ANY(%(ids)s::bigint[])", ids=[row.held_id for row in rows])
+        return len(rows)
+
+    def settle_unknown(self, tx: Tx, event: Event[operator.SettleUnknown]) -> int:
+        return decisions.settle_unknown(tx, self._settings, self._outbox, event)
+
+
+def _issued(instruction: Any, incarnation: int) -> bool:
+    """Did this database issue the reference? After a restore the same number may stand for something else."""
+    return instruction is not None and instruction.incarnation == incarnation
+
+
+def _payments(
+    model: type[funds.Payments],
+    keys: Sequence[tuple[int, int]],
+    instructions: dict[int, Any],
+    payments: dict[tuple[int, int], Any],
+    cause: Cause,
+    place: tuple[object, ...],
+    **fields: Any,
+) -> list[Outgoing]:
+    """One event for each instruction; its id derives from the place in the statement, which comes once."""
+    grouped = defaultdict(list)
+    for key in keys:
+        grouped[key[0]].append(Amount(disbursement_id=payments[key].disbursement_id, amount_minor=payments[key].amount_minor))
+    events = []
+    for number, items in sorted(grouped.items()):
+        header = BatchHeader.model_validate_json(instructions[number].header)
+        body = model(header=header, instruction=number, items=items, **totals(items), **fields)
+        because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
+        events.append(outgoing(body, header.batch_id, because, *place, number))
+    return events
+
+
+def _lock(tx: Tx, events: Sequence[Event[Any]]) -> None:
+    tx.lock_shared(lock_key("funds", event.data.header.envelope_id) for event in events)
+
+
+def _cause(event: Event[Any]) -> Cause:
+    return _because(event, event.data.header.envelope_id)
+
+
+def _because(event: Event[Any], envelope_id: UUID) -> Cause:
+    return Cause(event.id, str(envelope_id), event.traceparent)
+
+
+def _make_due(tx: Tx, envelope_ids: Sequence[UUID], cause: Cause) -> None:
+    ids = sorted(set(envelope_ids))
+    jobs.make_due(tx, ADVANCE, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause)
+
+
+def _make_statements_due(tx: Tx, events: Sequence[Event[Any]]) -> None:
+    ids = sorted({event.data.statement_id for event in events})
+    last = events[-1]
+    cause = Cause(last.id, last.correlation_id, last.traceparent)
+    jobs.make_due(tx, STATEMENT, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause)
+
+
+def _expect(event: Event[Any], found: int) -> None:
+    """What the operator saw is not so any more: do nothing rather than something else."""
+    if event.data.expected is not None and event.data.expected != found:
+        raise CommandRefused(f"the operator saw {event.data.expected}, there are {found}")

@@ -1,0 +1,435 @@
+"""Every SQL statement of funds' folds, one function each; sets in, sets out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.engine import Row
+
+from libs.common.contracts.base import BatchHeader, EnvelopeHeader
+from libs.common.db import Tx, lock_key
+
+Rows = Sequence[Row[Any]]
+
+
+def ensure_envelopes(tx: Tx, headers: Iterable[EnvelopeHeader]) -> None:
+    """Whoever comes first creates the envelope's row; in key order, so that two who come at once don't wait crosswise."""
+    known = {header.envelope_id: header for header in headers}
+    ordered = [known[key] for key in sorted(known)]
+    tx.run(
+        """INSERT INTO envelopes (envelope_id, lock_key, header, source, publisher_envelope_id, programme, currency,
+                                  schedule_date, time_zone)
+           SELECT * FROM unnest(%(ids)s::uuid[], %(keys)s::bigint[], %(headers)s::text[], %(sources)s::text[],
+                                %(publishers)s::text[], %(programmes)s::text[], %(currencies)s::text[], %(dates)s::date[],
+                                %(zones)s::text[])
+           ON CONFLICT (envelope_id) DO NOTHING""",
+        ids=[header.envelope_id for header in ordered],
+        keys=[lock_key("funds", header.envelope_id) for header in ordered],
+        headers=[envelope_header(header).model_dump_json() for header in ordered],
+        sources=[header.source for header in ordered],
+        publishers=[header.publisher_envelope_id for header in ordered],
+        programmes=[header.programme.mnemonic or header.programme.id for header in ordered],
+        currencies=[header.currency for header in ordered],
+        dates=[header.schedule_date for header in ordered],
+        zones=[header.time_zone for header in ordered],
+    )
+
+
+def envelope_header(header: EnvelopeHeader) -> EnvelopeHeader:
+    """The envelope's part of any header."""
+    return EnvelopeHeader.model_validate(header.model_dump())
+
+
+def complete_envelopes(tx: Tx, rows: Sequence[tuple[UUID, int, int, int]]) -> None:
+    """(envelope, batches, count, total). Guard: only the first time; what is frozen stays."""
+    tx.run(
+        """UPDATE envelopes e SET completed_batches = c.batches, completed_count = c.count, completed_minor = c.total,
+                  completed_at = clock_timestamp()
+           FROM unnest(%(ids)s::uuid[], %(batches)s::int[], %(counts)s::bigint[], %(totals)s::bigint[])
+                AS c (envelope_id, batches, count, total)
+           WHERE e.envelope_id = c.envelope_id AND e.completed_minor IS NULL""",
+        ids=[row[0] for row in rows],
+        batches=[row[1] for row in rows],
+        counts=[row[2] for row in rows],
+        totals=[row[3] for row in rows],
+    )
+
+
+def ask_cancellation(
+    tx: Tx, envelope_id: UUID, request_id: str, batches: int | None, ids: Sequence[tuple[str, UUID | None]]
+) -> None:
+    """A request and its tombstones. The decision is the job's, under the exclusive lock."""
+    tx.run(
+        """INSERT INTO cancel_requests (envelope_id, request_id, whole, batches, disbursement_ids)
+           VALUES (%(envelope)s, %(request)s, %(whole)s, %(batches)s, %(ids)s::text[])
+           ON CONFLICT (envelope_id, request_id) DO NOTHING""",
+        envelope=envelope_id,
+        request=request_id,
+        whole=batches is not None,
+        batches=batches,
+        ids=[disbursement_id for disbursement_id, _ in ids],
+    )
+    if batches is not None:
+        tx.run("UPDATE envelopes SET cancelling = true WHERE envelope_id = %(envelope)s", envelope=envelope_id)
+    else:
+        tx.run(
+            """INSERT INTO tombstones (envelope_id, disbursement_id, batch_id, request_id)
+               SELECT %(envelope)s, id, batch_id, %(request)s FROM unnest(%(ids)s::text[], %(batches)s::uuid[]) AS t (id, batch_id)
+               ON CONFLICT (envelope_id, disbursement_id) DO NOTHING""",
+            envelope=envelope_id,
+            request=request_id,
+            ids=[disbursement_id for disbursement_id, _ in ids],
+            batches=[batch_id for _, batch_id in ids],
+        )
+
+
+# --- Intake of a batch ------------------------------------------------------------------------------------------------
+
+
+def take_parts(tx: Tx, parts: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+    """Record parts; returns those never seen before, whatever the id of the event that brought them."""
+    rows = tx.rows(
+        """INSERT INTO parts (batch_id, part) SELECT * FROM unnest(%(batches)s::uuid[], %(parts)s::int[])
+           ON CONFLICT DO NOTHING RETURNING batch_id, part""",
+        batches=[batch_id for batch_id, _ in parts],
+        parts=[part for _, part in parts],
+    )
+    return {(row.batch_id, row.part) for row in rows}
+
+
+def intake_context(tx: Tx, envelope_ids: Sequence[UUID]) -> dict[UUID, Row[Any]]:
+    """What an arriving batch must know of its envelope. Read after the shared lock."""
+    rows = tx.rows(
+        """SELECT e.envelope_id, e.funds, e.cancelling, e.lock_key,
+                  (SELECT max(block) FROM blocks b WHERE b.envelope_id = e.envelope_id
+                       AND b.state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED')) AS block,
+                  EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = e.envelope_id) AS has_tombstones
+           FROM envelopes e WHERE e.envelope_id = ANY(%(ids)s::uuid[])""",
+        ids=list(envelope_ids),
+    )
+    return {row.envelope_id: row for row in rows}
+
+
+def tombstoned(tx: Tx, envelope_ids: Sequence[UUID], disbursement_ids: Sequence[str]) -> set[tuple[UUID, str]]:
+    rows = tx.rows(
+        """SELECT envelope_id, disbursement_id FROM tombstones
+           WHERE envelope_id = ANY(%(envelopes)s::uuid[]) AND disbursement_id = ANY(%(ids)s::text[])""",
+        envelopes=list(envelope_ids),
+        ids=list(disbursement_ids),
+    )
+    return {(row.envelope_id, row.disbursement_id) for row in rows}
+
+
+def seen_before(tx: Tx, batch_ids: Sequence[UUID]) -> dict[tuple[UUID, str], str]:
+    """(batch, disbursement) -> 'PAYMENT', 'CANCELLED' or the state of its hold, of batches that have come in parts."""
+    rows = tx.rows(
+        """SELECT batch_id, disbursement_id, state FROM held WHERE batch_id = ANY(%(ids)s::uuid[])
+           UNION ALL SELECT batch_id, disbursement_id, 'CANCELLED' FROM cancelled WHERE batch_id = ANY(%(ids)s::uuid[])
+           UNION ALL SELECT i.batch_id, p.disbursement_id, 'PAYMENT' FROM payments p JOIN instructions i USING (instruction)
+           WHERE i.batch_id = ANY(%(ids)s::uuid[])""",
+        ids=list(batch_ids),
+    )
+    rank = {"PAYING": 0, "PAYMENT": 1}  # a hold that is still open says more than the payment before it
+    seen: dict[tuple[UUID, str], str] = {}
+    for row in rows:
+        key = (row.batch_id, row.disbursement_id)
+        if rank.get(row.state, 2) >= rank.get(seen.get(key, "PAYING"), 2):
+            seen[key] = row.state
+    return seen
+
+
+def add_batches(tx: Tx, arrived: Mapping[UUID, tuple[BatchHeader, int, int]]) -> None:
+    """batch -> (header, count, total) of disbursements seen for the first time."""
+    ordered = [(batch_id, *arrived[batch_id]) for batch_id in sorted(arrived)]
+    tx.run(
+        """INSERT INTO batches AS b (batch_id, envelope_id, number, header, arrived_count, arrived_minor)
+           SELECT * FROM unnest(%(ids)s::uuid[], %(envelopes)s::uuid[], %(numbers)s::int[], %(headers)s::text[],
+                                %(counts)s::bigint[], %(totals)s::bigint[])
+           ON CONFLICT (batch_id) DO UPDATE SET arrived_count = b.arrived_count + excluded.arrived_count,
+                                                arrived_minor = b.arrived_minor + excluded.arrived_minor""",
+        ids=[row[0] for row in ordered],
+        envelopes=[row[1].envelope_id for row in ordered],
+        numbers=[row[1].number for row in ordered],
+        headers=[row[1].model_dump_json() for row in ordered],
+        counts=[row[2] for row in ordered],
+        totals=[row[3] for row in ordered],
+    )
+
+
+def add_instructions(tx: Tx, incarnation: int, rows: Sequence[tuple[UUID, UUID, int, str, str, int, int]]) -> list[int]:
+    """(envelope, batch, part, seal key, sealed, count, total) -> instruction numbers, in the same order."""
+    found = tx.rows(
+        """INSERT INTO instructions (envelope_id, batch_id, part, incarnation, sealed_key, sealed, count, total_minor)
+           SELECT envelope_id, batch_id, part, %(incarnation)s, seal_key, sealed, count, total
+           FROM unnest(%(envelopes)s::uuid[], %(batches)s::uuid[], %(parts)s::int[], %(keys)s::text[], %(sealed)s::text[],
+                       %(counts)s::int[], %(totals)s::bigint[]) WITH ORDINALITY
+                AS i (envelope_id, batch_id, part, seal_key, sealed, count, total, n) ORDER BY n
+           RETURNING instruction, batch_id, part""",
+        incarnation=incarnation,
+        envelopes=[row[0] for row in rows],
+        batches=[row[1] for row in rows],
+        parts=[row[2] for row in rows],
+        keys=[row[3] for row in rows],
+        sealed=[row[4] for row in rows],
+        counts=[row[5] for row in rows],
+        totals=[row[6] for row in rows],
+    )
+    numbers = {(row.batch_id, row.part): row.instruction for row in found}
+    return [numbers[row[1], row[2]] for row in rows]
+
+
+def add_payments(tx: Tx, rows: Iterable[tuple[int, int, int, str, str]]) -> None:
+    """(instruction, position, amount, disbursement, beneficiary)."""
+    tx.copy("payments", ("instruction", "position", "amount_minor", "disbursement_id", "beneficiary_id"), rows)
+
+
+def add_held(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
+    """(envelope, batch, disbursement, beneficiary, amount, reason, message)."""
+    columns = ("envelope_id", "batch_id", "disbursement_id", "beneficiary_id", "amount_minor", "reason", "message")
+    tx.copy("held", columns, rows)
+
+
+def add_cancelled(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
+    """(envelope, disbursement, batch, amount, in block)."""
+    tx.copy("cancelled", ("envelope_id", "disbursement_id", "batch_id", "amount_minor", "in_block"), rows)
+
+
+def pay_held(tx: Tx, keys: Sequence[tuple[UUID, str]]) -> None:
+    """Held people who are in an instruction now."""
+    _set_held(tx, keys, "UPDATE held h SET state = 'PAYING'", "h.state = 'HELD'")
+
+
+def hold_unblocked(tx: Tx, keys: Sequence[tuple[UUID, str]]) -> None:
+    """Resolved after their money was given back: held until there is a new block."""
+    _set_held(tx, keys, "UPDATE held h SET reason = 'BLOCK_RELEASED'", "h.state IN ('RELEASING', 'RELEASED')")
+
+
+def hold_still(tx: Tx, rows: Sequence[tuple[UUID, str, str, str]]) -> None:
+    """(envelope, disbursement, reason, message) of people whom another attempt did not resolve either."""
+    tx.run(
+        """UPDATE held h SET reason = u.reason, message = u.message
+           FROM unnest(%(envelopes)s::uuid[], %(ids)s::text[], %(reasons)s::text[], %(messages)s::text[])
+                AS u (envelope_id, disbursement_id, reason, message)
+           WHERE h.envelope_id = u.envelope_id AND h.disbursement_id = u.disbursement_id AND h.state = 'HELD'""",
+        envelopes=[row[0] for row in rows],
+        ids=[row[1] for row in rows],
+        reasons=[row[2] for row in rows],
+        messages=[row[3] for row in rows],
+    )
+
+
+def _set_held(tx: Tx, keys: Sequence[tuple[UUID, str]], update: str, guard: str) -> None:
+    tx.run(
+        f"""{update} FROM unnest(%(envelopes)s::uuid[], %(ids)s::text[]) AS u (envelope_id, disbursement_id)
+            WHERE h.envelope_id = u.envelope_id AND h.disbursement_id = u.disbursement_id AND {guard}""",
+        envelopes=[key[0] for key in keys],
+        ids=[key[1] for key in keys],
+    )
+
+
+# --- Statements -------------------------------------------------------------------------------------------------------
+
+
+def open_statements(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
+    """(statement, token, number, sequence, currency, opening, closing, lines, chunks, known account)."""
+    names = "statement_id account_token number sequence currency opening_minor closing_minor lines chunks known_account".split()
+    tx.run(
+        f"""INSERT INTO statements ({", ".join(names)})
+            SELECT * FROM unnest(%(c0)s::uuid[], %(c1)s::text[], %(c2)s::text[], %(c3)s::text[], %(c4)s::text[], %(c5)s::bigint[],
+                                 %(c6)s::bigint[], %(c7)s::int[], %(c8)s::int[], %(c9)s::boolean[])
+            ON CONFLICT (statement_id) DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in names[2:9])}
+            WHERE statements.chunks IS NULL""",
+        **{f"c{n}": [row[n] for row in rows] for n in range(len(names))},
+    )
+
+
+def ensure_statements(tx: Tx, rows: Iterable[tuple[UUID, str, bool]]) -> None:
+    """(statement, token, known account): a chunk may come before its statement's opening."""
+    ordered = sorted(set(rows), key=lambda row: row[0])
+    tx.run(
+        """INSERT INTO statements (statement_id, account_token, known_account)
+           SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::text[], %(known)s::boolean[]) ON CONFLICT DO NOTHING""",
+        ids=[row[0] for row in ordered],
+        tokens=[row[1] for row in ordered],
+        known=[row[2] for row in ordered],
+    )
+
+
+def new_chunks(tx: Tx, chunks: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+    """Those of the chunks which have not been reconciled yet."""
+    rows = tx.rows(
+        """SELECT statement_id, chunk FROM unnest(%(ids)s::uuid[], %(chunks)s::int[]) AS c (statement_id, chunk)
+           WHERE NOT EXISTS (SELECT 1 FROM statement_chunks s WHERE s.statement_id = c.statement_id AND s.chunk = c.chunk)""",
+        ids=[chunk[0] for chunk in chunks],
+        chunks=[chunk[1] for chunk in chunks],
+    )
+    return {(row.statement_id, row.chunk) for row in rows}
+
+
+def lock_keys_of(tx: Tx, instructions: Sequence[int]) -> list[int]:
+    rows = tx.rows(
+        """SELECT DISTINCT e.lock_key FROM instructions i JOIN envelopes e USING (envelope_id)
+           WHERE i.instruction = ANY(%(ids)s::bigint[])""",
+        ids=list(instructions),
+    )
+    return [row.lock_key for row in rows]
+
+
+def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Row[Any]]:
+    """The instructions, locked in order: their counters are about to change."""
+    rows = tx.rows(
+        """SELECT i.instruction, i.incarnation, i.state, i.batch_id, i.envelope_id, i.count, i.cancelled_count, i.refused_count,
+                  i.debited_count, b.header, e.currency, e.lock_key, k.bank
+           FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
+           LEFT JOIN blocks k ON k.envelope_id = i.envelope_id AND k.block = i.block
+           WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction FOR NO KEY UPDATE OF i""",
+        ids=list(instructions),
+    )
+    return {row.instruction: row for row in rows}
+
+
+def payments_named(tx: Tx, keys: Sequence[tuple[int, int]]) -> Rows:
+    """The payments that lines name, by primary key, with all that is known of them."""
+    return tx.rows(
+        """SELECT p.instruction, p.position, p.amount_minor, p.disbursement_id, d.bank_reference AS debit,
+                  r.bank_reference AS reversal, h.held_id, h.state AS held_state,
+                  (c.disbursement_id IS NOT NULL OR h.state IN ('CANCELLED', 'RELEASING', 'RELEASED')) AS cancelled
+           FROM unnest(%(instructions)s::bigint[], %(positions)s::smallint[]) AS l (instruction, position)
+           JOIN payments p USING (instruction, position)
+           LEFT JOIN facts d ON d.instruction = p.instruction AND d.position = p.position AND d.kind = 'D'
+           LEFT JOIN facts r ON r.instruction = p.instruction AND r.position = p.position AND r.kind = 'R'
+           LEFT JOIN cancelled c ON c.instruction = p.instruction AND c.position = p.position
+           LEFT JOIN held h ON h.instruction = p.instruction AND h.position = p.position AND h.state <> 'PAID'""",
+        instructions=[key[0] for key in keys],
+        positions=[key[1] for key in keys],
+    )
+
+
+def add_facts(tx: Tx, rows: Iterable[tuple[object, ...]]) -> None:
+    """(instruction, position, kind, bank reference, statement, line)."""
+    tx.copy("facts", ("instruction", "position", "kind", "bank_reference", "statement_id", "line"), rows)
+
+
+def count_facts(tx: Tx, rows: Sequence[tuple[int, int, int, int, int]]) -> None:
+    """(instruction, debits, their sum, reversals that count, their sum)."""
+    tx.run(
+        """UPDATE instructions i SET debited_count = i.debited_count + f.debits, debited_minor = i.debited_minor + f.debit_sum,
+                  reversed_count = i.reversed_count + f.reversals, reversed_minor = i.reversed_minor + f.reversal_sum,
+                  last_confirmed_at = CASE WHEN f.debits > 0 THEN clock_timestamp() ELSE i.last_confirmed_at END
+           FROM unnest(%(ids)s::bigint[], %(debits)s::int[], %(debit_sums)s::bigint[], %(reversals)s::int[],
+                       %(reversal_sums)s::bigint[]) AS f (instruction, debits, debit_sum, reversals, reversal_sum)
+           WHERE i.instruction = f.instruction""",
+        ids=[row[0] for row in rows],
+        debits=[row[1] for row in rows],
+        debit_sums=[row[2] for row in rows],
+        reversals=[row[3] for row in rows],
+        reversal_sums=[row[4] for row in rows],
+    )
+
+
+def keep_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> None:
+    tx.run(
+        """INSERT INTO early_reversals SELECT * FROM unnest(%(i)s::bigint[], %(p)s::smallint[]) ON CONFLICT DO NOTHING""",
+        i=[key[0] for key in keys],
+        p=[key[1] for key in keys],
+    )
+
+
+def end_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those of these newly debited payments whose reversal was there first; their exceptions are closed."""
+    rows = tx.rows(
+        """WITH gone AS (
+               DELETE FROM early_reversals e USING unnest(%(i)s::bigint[], %(p)s::smallint[]) AS d (instruction, position)
+               WHERE e.instruction = d.instruction AND e.position = d.position RETURNING e.instruction, e.position),
+           closed AS (
+               UPDATE exceptions x SET state = 'CLOSED', detail = 'its debit has come' FROM gone g
+               WHERE x.instruction = g.instruction AND x.position = g.position AND x.reason = 'REVERSAL_WITHOUT_DEBIT')
+           SELECT instruction, position FROM gone""",
+        i=[key[0] for key in keys],
+        p=[key[1] for key in keys],
+    )
+    return {(row.instruction, row.position) for row in rows}
+
+
+def end_refusals(tx: Tx, keys: Sequence[tuple[int, int]]) -> None:
+    """Refused payments which the bank has paid after all: the hold ends, the refusal no longer counts."""
+    tx.run(
+        """WITH paid AS (
+               UPDATE held h SET state = 'PAID' FROM unnest(%(i)s::bigint[], %(p)s::smallint[]) AS k (instruction, position)
+               WHERE h.instruction = k.instruction AND h.position = k.position AND h.state IN ('HELD', 'PAYING')
+               RETURNING h.instruction, h.amount_minor),
+           sums AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM paid GROUP BY instruction)
+           UPDATE instructions i SET refused_count = refused_count - n, refused_minor = refused_minor - total
+           FROM sums WHERE i.instruction = sums.instruction""",
+        i=[key[0] for key in keys],
+        p=[key[1] for key in keys],
+    )
+
+
+def add_exceptions(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
+    """(statement, line, reason, reference, instruction, position, amount, currency, detail)."""
+    tx.run(
+        """INSERT INTO exceptions (statement_id, line, reason, reference, instruction, position, amount_minor, currency, detail)
+           SELECT * FROM unnest(%(c0)s::uuid[], %(c1)s::int[], %(c2)s::text[], %(c3)s::text[], %(c4)s::bigint[],
+                                %(c5)s::smallint[], %(c6)s::bigint[], %(c7)s::text[], %(c8)s::text[])
+           ON CONFLICT (statement_id, line, reason) DO NOTHING""",
+        **{f"c{n}": [row[n] for row in rows] for n in range(9)},
+    )
+
+
+def add_chunks(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
+    """(statement, chunk, lines, balance, confirmed, its sum, reversed, its sum)."""
+    names = "statement_id chunk lines balance_minor confirmed confirmed_minor reversed reversed_minor".split()
+    tx.copy("statement_chunks", names, rows)
+
+
+# --- Instructions -----------------------------------------------------------------------------------------------------
+
+
+def payments_of(tx: Tx, instructions: Sequence[int]) -> Rows:
+    """The live payments of instructions, in order: not cancelled, not refused."""
+    return tx.rows(
+        """SELECT p.instruction, p.position, p.amount_minor, p.disbursement_id, p.beneficiary_id FROM payments p
+           WHERE p.instruction = ANY(%(ids)s::bigint[])
+             AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.instruction = p.instruction AND c.position = p.position)
+             AND NOT EXISTS (SELECT 1 FROM held h WHERE h.instruction = p.instruction AND h.position = p.position
+                                 AND h.state <> 'PAID')
+           ORDER BY p.instruction, p.position""",
+        ids=list(instructions),
+    )
+
+
+def set_instructions(tx: Tx, instructions: Sequence[int], state: str, from_states: Sequence[str]) -> set[int]:
+    """Move instructions along; returns those that moved. Guard: the states they may come from."""
+    rows = tx.rows(
+        """UPDATE instructions SET state = %(state)s,
+                  dispatched_at = CASE WHEN %(state)s = 'DISPATCHED' THEN clock_timestamp() ELSE dispatched_at END
+           WHERE instruction = ANY(%(ids)s::bigint[]) AND state = ANY(%(from)s::text[]) RETURNING instruction""",
+        state=state,
+        ids=list(instructions),
+        **{"from": list(from_states)},
+    )
+    return {row.instruction for row in rows}
+
+
+def refuse_payments(tx: Tx, instruction: int, rows: Sequence[tuple[int, str, str]]) -> None:
+    """(position, code, message): the bank's definite no to single payments; they are held from here."""
+    tx.run(
+        """WITH refused AS (
+               INSERT INTO held (envelope_id, batch_id, disbursement_id, beneficiary_id, amount_minor, reason, message,
+                                 instruction, position)
+               SELECT i.envelope_id, i.batch_id, p.disbursement_id, p.beneficiary_id, p.amount_minor, 'BANK_' || r.code,
+                      r.message, p.instruction, p.position
+               FROM unnest(%(positions)s::smallint[], %(codes)s::text[], %(messages)s::text[]) AS r (position, code, message)
+               JOIN payments p ON p.instruction = %(id)s AND p.position = r.position
+               JOIN instructions i ON i.instruction = p.instruction
+               WHERE NOT EXISTS (SELECT 1 FROM facts f WHERE f.instruction = p.instruction AND f.position = p.position)
+               ON CONFLICT DO NOTHING RETURNING amount_minor)
+           UPDATE instructions SET refused_count = refused_count + (SELECT count(*) FROM refused),
+                  refused_minor = refused_minor + (SELECT coalesce(sum(amount_minor), 0) FROM refused)
+           WHERE instruction = %(id)s""",
+        id=instruction,
+        positions=[row[0] for row in rows],
+        codes=[row[1] for row in rows],
+        messages=[row[2] for row in rows],
+    )

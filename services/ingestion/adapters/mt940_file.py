@@ -1,0 +1,255 @@
+"""MT940 files, read in pieces: first where its statements begin and end, then their lines.
+
+The fields `:61:` are read by `mt-940`, one at a time: its parser of whole files keeps only the last statement's balances,
+drops empty narrative lines (the fifth would become the fourth) and fails altogether at one bad line. Source of the format:
+SWIFT's MT940 as banks write it; the details were checked against `mt-940` 5.1.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal, NamedTuple
+
+from mt940 import tags
+
+from libs.common.money import MoneyError, scale, to_minor
+
+MAX_LINE_BYTES = 2_000  # of text; what is longer is no MT940
+MAX_NARRATIVES = 20
+_MAX_FIELD_61 = 300  # characters; the library's pattern takes quadratic time on hostile ones
+_MAX_REFERENCE = 35
+
+logging.getLogger("mt940").setLevel(logging.CRITICAL + 1)  # it logs what it can't read: account data
+
+# StatementGLS: a customer reference is never cut at 16 characters, where its head could look like another's.
+_LINE = tags.StatementGLS()
+_OPENING = tags.FinalOpeningBalance()
+_NUMBER = tags.StatementNumber()
+_TAG = re.compile(rb":(\d\d[A-Z]?|NS):")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_MARKS: dict[str, Literal["D", "C", "RD", "RC"]] = {"D": "D", "C": "C", "RD": "RD", "RC": "RC"}
+
+
+@dataclass(slots=True)
+class Head:
+    """A statement without its lines. `start` and `end` are bytes of the file; `fault` says why it can't be used."""
+
+    start: int
+    end: int = 0
+    reference: str | None = None
+    account: str = ""
+    number: str = ""
+    sequence: str = ""
+    currency: str | None = None
+    opening_minor: int | None = None
+    closing_minor: int | None = None
+    lines: int = 0
+    digest: str = ""
+    fault: tuple[str, str] | None = None  # code, message
+
+
+class Line(NamedTuple):
+    mark: Literal["D", "C", "RD", "RC"]
+    amount_minor: int
+    value_date: date
+    customer_reference: str
+    bank_reference: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """One `:61:` with its `:86:`, as text. `start` is its first byte in the file."""
+
+    start: int
+    fields: list[str] = field(default_factory=list)
+    narratives: list[str] = field(default_factory=list)
+
+
+class Unreadable(ValueError):
+    """A line that is not MT940; the text says why and holds nothing of its content."""
+
+
+def text_lines(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(first byte, line without its end) of consecutive pieces of a file, the first of which begins at byte `start`.
+
+    A line over MAX_LINE_BYTES comes clipped, so that a file without line ends costs no memory."""
+    begun, size = b"", 0  # of a line that goes on in the next piece
+    for piece in pieces:
+        lines = piece.split(b"\n")
+        for line in lines[:-1]:
+            if size:
+                line, length = (begun + line)[:MAX_LINE_BYTES], size + len(line)
+                begun, size = b"", 0
+            else:
+                length = len(line)
+            yield start, line[:MAX_LINE_BYTES].rstrip(b"\r")
+            start += length + 1
+        begun = (begun + lines[-1])[:MAX_LINE_BYTES]
+        size += len(lines[-1])
+    if size:
+        yield start, begun.rstrip(b"\r")
+
+
+def scan(pieces: Iterable[bytes]) -> list[Head]:
+    """The statements of a file: a cheap first pass. Never raises; a statement that can't be used has a fault."""
+    heads: list[Head] = []
+    content = _Digest()
+    head: Head | None = None
+    end = 0
+    for start, line in text_lines(pieces):
+        if start == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        end = start + len(line)
+        if line.startswith(b":20:") or (head is None and line.startswith((b":25:", b":60", b":61:", b":62"))):
+            if head is not None:
+                head.end, head.digest = start, content.value()
+            head = Head(start)
+            heads.append(head)
+            content = _Digest()
+        if head is not None:
+            content.add(line)
+            if line.startswith(b":61:"):
+                head.lines += 1
+            elif line.startswith(b":"):
+                _read_head(head, line)
+    if head is not None:
+        head.end, head.digest = end + MAX_LINE_BYTES, content.value()
+    for found in heads:
+        found.fault = _fault(found)
+    return heads
+
+
+class _Digest:
+    """Of a statement's text, whatever its line ends, blank lines and the marks at its end."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._lines: list[bytes] = []
+
+    def add(self, line: bytes) -> None:
+        line = line.rstrip()
+        if line and line != b"-" and not line.startswith(b"-}"):
+            self._lines.append(line)
+            if len(self._lines) >= 1000:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._hash.update(b"\n".join([*self._lines, b""]))
+        self._lines.clear()
+
+    def value(self) -> str:
+        self._flush()
+        return self._hash.hexdigest()
+
+
+def _read_head(head: Head, line: bytes) -> None:
+    name, value = line[1:4], _text(line[line.find(b":", 1) + 1 :])
+    if name == b"20:":
+        head.reference = clean(value, 16)
+    elif name == b"25:" and not head.account:
+        head.account = clean(value, 35)
+    elif name in (b"28C", b"28:") and not head.number:
+        match = _NUMBER.re.match(value)
+        head.number = match["statement_number"] if match else clean(value, 11)
+        head.sequence = (match["sequence_number"] or "") if match else ""
+    elif name in (b"60F", b"60M") and head.opening_minor is None:
+        head.currency, head.opening_minor = _balance(value)
+    elif name in (b"62F", b"62M"):
+        currency, head.closing_minor = _balance(value)
+        if currency != head.currency:
+            head.closing_minor = None
+
+
+def _balance(value: str) -> tuple[str | None, int | None]:
+    """(currency, signed minor units), None where it can't be read."""
+    match = _OPENING.re.match(value)
+    currency = match["currency"].upper() if match else ""
+    if match is None or not _CURRENCY.fullmatch(currency):
+        return None, None
+    try:
+        minor = to_minor(match["amount"].replace(",", "."), currency)
+    except MoneyError:
+        return None, None
+    return currency, -minor if match["status"].upper() == "D" else minor
+
+
+def _fault(head: Head) -> tuple[str, str] | None:
+    if head.reference is None:
+        return "NO_REFERENCE", "the statement does not begin with :20:; send the whole file"
+    if not head.account:
+        return "NO_ACCOUNT", "the statement names no account (:25:)"
+    if head.opening_minor is None:
+        return "NO_OPENING_BALANCE", "the opening balance (:60F: or :60M:) is missing or can't be read; without it there is no currency"
+    if head.closing_minor is None:
+        # The last line of a file that was cut may show a part of its amount: nothing of it can be trusted.
+        return "NO_CLOSING_BALANCE", "the closing balance (:62F: or :62M:) is missing or can't be read; was the file cut?"
+    return None
+
+
+def entries(lines: Iterable[tuple[int, bytes]], end: int) -> Iterator[Entry]:
+    """The `:61:` of a statement up to byte `end`, each with the narratives of its `:86:`."""
+    entry: Entry | None = None
+    into: list[str] | None = None  # what the next line of text belongs to
+    for start, line in lines:
+        if start >= end:
+            break
+        if line[:1] == b":" and _TAG.match(line):
+            if line.startswith(b":86:"):
+                into = entry.narratives if entry is not None else None
+                if into is not None:
+                    into.append(_text(line[4:]))
+                continue
+            if entry is not None:
+                yield entry
+            entry, into = None, None
+            if line.startswith(b":61:"):
+                entry = Entry(start, [_text(line[4:])])
+                into = entry.fields
+        elif line == b"-" or line.startswith(b"-}"):
+            into = None
+        elif into is not None and len(into) < MAX_NARRATIVES:
+            into.append(_text(line))
+    if entry is not None:
+        yield entry
+
+
+def parse(entry: Entry, currency: str) -> Line:
+    """One line in minor units of the currency. Raises Unreadable."""
+    value = "\n".join(entry.fields).strip()
+    if len(value) > _MAX_FIELD_61:
+        raise Unreadable("longer than a :61: can be")
+    found: dict[str, Any]
+    try:
+        found = _LINE.parse(None, value)
+    except RuntimeError:
+        raise Unreadable("not in the form of :61: (date, mark, amount, type, references)") from None
+    try:
+        day = date(2000 + int(found["year"]), int(found["month"]), int(found["day"]))
+    except ValueError:
+        raise Unreadable("the value date is not a date") from None
+    try:
+        amount = to_minor(found["amount"].replace(",", "."), currency)
+    except MoneyError:
+        raise Unreadable(f"the amount is not one of {currency}, with at most {scale(currency)} decimals") from None
+    if amount <= 0:
+        raise Unreadable("the amount is zero")
+    customer, bank = found["customer_reference"] or "", found["bank_reference"] or ""
+    return Line(_MARKS[found["status"].upper()], amount, day, clean(customer, _MAX_REFERENCE), clean(bank, _MAX_REFERENCE))
+
+
+def clean(value: str, characters: int) -> str:
+    """Printable, without spaces around, of at most so many characters."""
+    value = value.strip()
+    if not value.isprintable():
+        value = "".join(c if c.isprintable() else "\ufffd" for c in value)
+    return value[:characters]
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode().rstrip()
+    except UnicodeDecodeError:
+        return line.decode("latin-1").rstrip()

@@ -1,0 +1,316 @@
+"""The doors: what others publish is read, recorded, answered or staged, never decided.
+
+A fold holds the envelopes' locks shared, so any number of them go on at once; what is staged is decided by the job `cut`
+(cutting.py) under the exclusive lock.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from libs.common.clock import Clock
+from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import EnvelopeHeader, Mnemonic
+from libs.common.contracts.registry import TOPIC_BY_NAME
+from libs.common.db import Tx, lock_key
+from libs.common.envelope import Cause, RawMessage
+from libs.common.jobs import make_due
+from libs.common.outbox import Outbox, Outgoing, outgoing
+from libs.common.seal import Sealer
+from services.ingestion import answers, store
+from services.ingestion.config import Settings
+from services.ingestion.cutting import CUT, SEAL_STAGED
+from services.ingestion.domain import BATCH_ITEMS, Fault, envelope_unknown
+from services.ingestion.reading import Reader, Submission
+from services.ingestion.statements import Incoming, Statements
+
+SERVICE = "ingestion"
+_KINDS: Mapping[type, str] = {
+    c.DisbursementsAdded: "disbursements",
+    c.DisbursementsCancellationRequested: "cancel_disbursements",
+    c.EnvelopeCancellationRequested: "cancel_envelope",
+}
+_ASKING = {*_KINDS, c.EnvelopeStatusRequested}  # these need to know the envelope as it stands
+
+
+class Doors:
+    """One handler for all topics that others publish to. Never raises for what they publish."""
+
+    def __init__(self, settings: Settings, sealer: Sealer, outbox: Outbox, statements: Statements, clock: Clock) -> None:
+        self._settings = settings
+        self._sealer = sealer
+        self._outbox = outbox
+        self._statements = statements
+        self._clock = clock
+        self._reader = Reader(settings.time_zone)
+
+    def receive(self, tx: Tx, messages: Sequence[RawMessage]) -> None:
+        """Record every submission, answer what can be answered at once, stage the rest. A constant number of statements."""
+        now = self._clock()
+        models = {model.TYPE: model for model in TOPIC_BY_NAME[messages[0].topic].types}
+        submissions = [self._reader.read(message, models, now) for message in messages]
+        out = [answers.rejected(submission) for submission in submissions if not submission.named]
+        named = [submission for submission in submissions if submission.named]
+        # Before any row is touched: a job that decides on these envelopes is waited for here, with empty hands.
+        envelope_ids = {s.envelope_id for s in named if s.envelope_id and not s.faults}
+        if envelope_ids:
+            tx.lock_shared(lock_key(SERVICE, envelope_id) for envelope_id in envelope_ids)
+        fresh, again = self._record(tx, named)
+        out += [answers.rejected(submission) for submission in fresh if submission.faults]
+        good = [submission for submission in fresh if not submission.faults]
+        decided: list[store.Decided] = []
+        out += self._envelopes(tx, [s for s in good if isinstance(s.data, c.EnvelopeSubmitted)], decided)
+        known = store.envelopes(tx, envelope_ids) if any(type(s.data) in _ASKING for s in named) else {}
+        out += self._stage(tx, [s for s in good if type(s.data) in _KINDS], known, decided)
+        out += self._statuses([s for s in good if isinstance(s.data, c.EnvelopeStatusRequested)], known, decided)
+        out += self._statement_files(tx, [s for s in good if isinstance(s.data, c.StatementSubmitted)], decided)
+        store.decide(tx, decided)
+        out += self._answer_again(tx, again, known)
+        self._outbox.append(tx, out)
+
+    def _answer_again(self, tx: Tx, again: Sequence[Submission], known: Mapping[UUID, store.Envelope]) -> list[Outgoing]:
+        if not again:
+            return []
+        recorded = store.seen(tx, {submission.key for submission in again})
+        questions = [s for s in again if recorded[s.key].outcome == "answered" and bytes(recorded[s.key].digest) == s.digest]
+        repeats = [answers.repeated(s, recorded[s.key]) for s in again if s not in questions]
+        return [answer for answer in repeats if answer is not None] + self._statuses(questions, known, [])
+
+    def _record(self, tx: Tx, named: Sequence[Submission]) -> tuple[list[Submission], list[Submission]]:
+        """Those seen for the first time, and those that came before (perhaps a moment ago, in the same poll)."""
+        firsts: dict[tuple[str, str], Submission] = {}
+        for submission in named:
+            firsts.setdefault(submission.key, submission)
+        new = store.record(
+            tx,
+            [
+                store.Recorded(
+                    s.source,
+                    s.id,
+                    s.digest,
+                    s.type,
+                    s.envelope_id,
+                    s.publisher_envelope_id,
+                    "rejected" if s.faults else None,
+                    answers.errors_json(answers.faults(s.faults)) if s.faults else None,
+                    s.received_at,
+                )
+                for s in firsts.values()
+            ],
+        )
+        fresh = [submission for key, submission in firsts.items() if key in new]
+        return fresh, [s for s in named if s.key not in new or firsts[s.key] is not s]
+
+    # Envelopes.
+
+    def _envelopes(self, tx: Tx, submissions: Sequence[Submission], decided: list[store.Decided]) -> list[Outgoing]:
+        if not submissions:
+            return []
+        firsts: dict[UUID, tuple[EnvelopeHeader, bytes, int, int]] = {}
+        for submission in submissions:
+            header, digest = self._header(submission)
+            data: c.EnvelopeSubmitted = submission.data  # type: ignore[assignment]
+            firsts.setdefault(header.envelope_id, (header, digest, data.number_of_disbursements, data.total_minor))
+        added = store.add_envelopes(tx, list(firsts.values()))
+        stored = store.envelopes(tx, firsts)
+        out: list[Outgoing] = []
+        for submission in submissions:
+            header, digest = self._header(submission)
+            if stored[header.envelope_id].digest != digest:
+                out.append(self._refuse(submission, decided))
+                continue
+            if header.envelope_id in added:
+                added.discard(header.envelope_id)
+                envelope = stored[header.envelope_id]
+                fact = c.EnvelopeAccepted(
+                    header=envelope.header, declared=envelope.declared, declared_minor=envelope.declared_minor
+                )
+                cause = Cause(submission.id, str(header.envelope_id), submission.traceparent)
+                out.append(outgoing(fact, header.envelope_id, cause, header.envelope_id))
+            answer = c.SubmissionAccepted(
+                submission_ids=[submission.id],
+                envelope_id=header.envelope_id,
+                publisher_envelope_id=header.publisher_envelope_id,
+                outcome="accepted",
+            )
+            out.append(answers.of_envelope(answer, submission.source, submission.traceparent))
+            decided.append(store.Decided(*submission.key, "accepted", "{}"))
+        self._due(tx, submissions)  # its disbursements may be parked
+        return out
+
+    def _header(self, submission: Submission) -> tuple[EnvelopeHeader, bytes]:
+        """The header, and the digest of all that was declared."""
+        data: c.EnvelopeSubmitted = submission.data  # type: ignore[assignment]
+        zone = data.time_zone if "time_zone" in data.model_fields_set else self._settings.time_zone
+        assert submission.envelope_id is not None  # the model has one
+        header = EnvelopeHeader(
+            envelope_id=submission.envelope_id,
+            source=submission.source,
+            publisher_envelope_id=data.envelope_id,
+            programme=data.programme,
+            benefit_code=Mnemonic(id=data.benefit_code.id, mnemonic=data.benefit_code.mnemonic),
+            benefit_type=data.benefit_code.type,
+            cycle=Mnemonic(id=data.cycle.id, mnemonic=data.cycle.mnemonic),
+            target_registry=data.target_registry,
+            currency=data.currency,
+            schedule_date=data.schedule_date,
+            time_zone=zone,
+        )
+        return header, hashlib.blake2b(data.model_dump_json().encode(), digest_size=16).digest()
+
+    def _refuse(self, submission: Submission, decided: list[store.Decided]) -> Outgoing:
+        text = "this envelope id came before and declared something else; give the new envelope an id of its own"
+        fault = Fault("MULTIPLE_ENVELOPES_FOUND", "/envelope_id", text)
+        decided.append(store.Decided(*submission.key, "rejected", answers.errors_json(answers.faults([fault]))))
+        return answers.rejected(replace(submission, faults=[fault]))
+
+    # What waits for a decision.
+
+    def _stage(
+        self, tx: Tx, submissions: Sequence[Submission], known: Mapping[UUID, store.Envelope], decided: list[store.Decided]
+    ) -> list[Outgoing]:
+        if not submissions:
+            return []
+        staged: list[store.Staged] = []
+        out: list[Outgoing] = []
+        # Envelope by envelope, in the order in which they came; runs of chunks become one sealed row.
+        by_envelope = sorted(submissions, key=lambda s: str(s.envelope_id))
+        for _, group in groupby(by_envelope, key=lambda s: s.envelope_id):
+            of_envelope = list(group)
+            parked = of_envelope[0].envelope_id not in known
+            staged += self._staged(of_envelope, parked)
+            if parked:
+                out += _parked(of_envelope, decided)
+        store.stage(tx, staged)
+        self._due(tx, [submission for submission in submissions if submission.envelope_id in known])
+        return out
+
+    def _staged(self, submissions: Sequence[Submission], parked: bool) -> list[store.Staged]:
+        rows: list[store.Staged] = []
+        chunks: list[Submission] = []
+        size = 0
+
+        def flush() -> None:
+            if chunks:
+                rows.append(self._sealed_chunks(chunks, size, parked))
+                chunks.clear()
+
+        for submission in submissions:
+            data = submission.data
+            if isinstance(data, c.DisbursementsAdded):
+                if size + data.count > BATCH_ITEMS:
+                    flush()
+                size = data.count + (size if chunks else 0)
+                chunks.append(submission)
+            else:
+                flush()
+                size = 0
+                rows.append(self._sealed_request(submission, parked))
+        flush()
+        return rows
+
+    def _sealed_chunks(self, chunks: Sequence[Submission], size: int, parked: bool) -> store.Staged:
+        content = {
+            "submissions": [[s.id, s.received_at.timestamp(), s.data.count] for s in chunks],  # type: ignore[union-attr]
+            "rows": [
+                (item.disbursement_id, item.beneficiary_id, item.amount_minor, item.beneficiary_name, item.narrative)
+                for s in chunks
+                for item in s.data.items  # type: ignore[union-attr]
+            ],
+        }
+        return self._seal(chunks[0], "disbursements", size, parked, content)
+
+    def _sealed_request(self, submission: Submission, parked: bool) -> store.Staged:
+        data: Any = submission.data
+        ids = list(dict.fromkeys(getattr(data, "disbursement_ids", [])))
+        content = {
+            "submissions": [[submission.id, submission.received_at.timestamp(), len(ids)]],
+            "ids": ids,
+            "reason": data.reason,
+        }
+        return self._seal(submission, _KINDS[type(data)], max(1, len(ids)), parked, content)
+
+    def _seal(self, first: Submission, kind: str, items: int, parked: bool, content: Mapping[str, Any]) -> store.Staged:
+        assert first.envelope_id is not None  # each of these models has one
+        named = {"source": first.source, "publisher_envelope_id": first.publisher_envelope_id, **content}
+        sealed = self._sealer.seal_bytes(to_json(named), SEAL_STAGED, first.envelope_id)
+        return store.Staged(first.envelope_id, kind, items, parked, sealed)
+
+    def _due(self, tx: Tx, submissions: Sequence[Submission]) -> None:
+        if submissions:
+            last = submissions[-1]
+            ids = {s.envelope_id: lock_key(SERVICE, s.envelope_id) for s in submissions if s.envelope_id}
+            cause = Cause(last.id, str(last.envelope_id), last.traceparent)
+            make_due(tx, CUT, [str(envelope_id) for envelope_id in ids], list(ids.values()), cause)
+
+    # Questions and statements.
+
+    def _statuses(
+        self, questions: Sequence[Submission], known: Mapping[UUID, store.Envelope], decided: list[store.Decided]
+    ) -> list[Outgoing]:
+        """A question is answered with what is so now, also when it is repeated."""
+        out = []
+        for question in questions:
+            envelope = known.get(question.envelope_id) if question.envelope_id else None
+            if envelope is None:
+                fault = envelope_unknown()
+                out.append(answers.rejected(replace(question, faults=[fault])))
+                decided.append(store.Decided(*question.key, "rejected", answers.errors_json(answers.faults([fault]))))
+                continue
+            status = c.EnvelopeStatus(
+                submission_ids=[question.id],
+                header=envelope.header,
+                state=envelope.state,
+                declared=envelope.declared,
+                declared_minor=envelope.declared_minor,
+                received=envelope.received,
+                received_minor=envelope.received_minor,
+                batches=envelope.batches,
+                funds=envelope.funds,  # type: ignore[arg-type]
+            )
+            cause = Cause(question.id, str(envelope.id), question.traceparent)
+            place = (question.message.topic, question.message.partition, question.message.offset)
+            out.append(outgoing(status, envelope.id, cause, *place))
+            decided.append(store.Decided(*question.key, "answered", "{}"))
+        return out
+
+    def _statement_files(self, tx: Tx, submissions: Sequence[Submission], decided: list[store.Decided]) -> list[Outgoing]:
+        if not submissions:
+            return []
+        incoming = [
+            Incoming.of_text(s.source, s.data.text, Cause(s.id, None, s.traceparent))  # type: ignore[union-attr]
+            for s in submissions
+        ]
+        out: list[Outgoing] = []
+        for submission, found in zip(submissions, self._statements.receive(tx, incoming), strict=True):
+            if found:
+                out.append(answers.rejected(replace(submission, faults=found)))
+                decided.append(store.Decided(*submission.key, "rejected", answers.errors_json(answers.faults(found))))
+                continue
+            answer = c.SubmissionAccepted(submission_ids=[submission.id], outcome="stored")
+            cause = Cause(submission.id, None, submission.traceparent)
+            out.append(outgoing(answer, submission.message.topic, cause, *submission.key))
+            decided.append(store.Decided(*submission.key, "stored", "{}"))
+        return out
+
+
+def _parked(submissions: Sequence[Submission], decided: list[store.Decided]) -> Iterable[Outgoing]:
+    sizes = [(s.id, getattr(s.data, "count", 0)) for s in submissions]
+    decided += [
+        store.Decided(s.source, s.id, "parked", store.answer_json({"items": size}))
+        for s, (_, size) in zip(submissions, sizes, strict=True)
+    ]
+    for ids, items in answers.groups(sizes):
+        answer = c.SubmissionAccepted(
+            submission_ids=ids,
+            envelope_id=submissions[0].envelope_id,
+            publisher_envelope_id=submissions[0].publisher_envelope_id,
+            outcome="parked",
+            items=items,
+        )
+        yield answers.of_envelope(answer, submissions[0].source, submissions[-1].traceparent)

@@ -1,0 +1,127 @@
+"""What ingestion does with the facts of others: funds' decisions close what a publisher asked for; ticks end parking."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from libs.common.clock import Clock, as_of
+from libs.common.contracts import funds as f
+from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import EnvelopeHeader
+from libs.common.contracts.scheduler import Tick
+from libs.common.db import Tx, lock_key
+from libs.common.envelope import Cause, Event
+from libs.common.jobs import make_due
+from libs.common.outbox import Outbox, Outgoing, outgoing
+from services.ingestion import answers, store
+from services.ingestion.config import Settings
+from services.ingestion.cutting import EXPIRE_PARKED
+from services.ingestion.domain import Fault
+
+
+class Handlers:
+    def __init__(self, settings: Settings, outbox: Outbox, clock: Clock) -> None:
+        self._settings = settings
+        self._outbox = outbox
+        self._clock = clock
+
+    def on_disbursements_cancelled(self, tx: Tx, events: Sequence[Event[f.DisbursementsCancelled]]) -> None:
+        """Funds' word on single disbursements goes to the publisher who asked."""
+        told = []
+        for event in events:
+            data = event.data
+            answer = _cancelled(data.header, data.request_id).model_copy(
+                update={
+                    "items": len(data.cancelled) + len(data.not_cancelled),
+                    "cancelled": len(data.cancelled),
+                    "cancelled_minor": data.cancelled_minor,
+                    "not_cancelled": data.not_cancelled,
+                }
+            )
+            told.append((event, data.header, answer))
+        self._tell(tx, told)
+
+    def on_envelope_cancelled(self, tx: Tx, events: Sequence[Event[f.EnvelopeCancelled]]) -> None:
+        """Funds' word on a whole envelope; what was already sent is told as a warning."""
+        told = []
+        for event in events:
+            data = event.data
+            sent = [
+                Fault(code, "", f"{count} disbursements, {minor} minor units, {what}")
+                for code, count, minor, what in (
+                    ("ALREADY_DISPATCHED", data.already_dispatched, data.already_dispatched_minor, "were sent to the bank before"),
+                    ("OUTCOME_UNKNOWN", data.unknown, data.unknown_minor, "may have been sent; the bank's statement will tell"),
+                )
+                if count
+            ]
+            answer = _cancelled(data.header, data.request_id).model_copy(
+                update={
+                    "items": data.cancelled + data.already_dispatched + data.unknown,
+                    "cancelled": data.cancelled,
+                    "cancelled_minor": data.cancelled_minor,
+                    "warnings": answers.faults(sent),
+                }
+            )
+            told.append((event, data.header, answer))
+        self._lock(tx, [header.envelope_id for _, header, _ in told])
+        store.end_envelopes(tx, [header.envelope_id for _, header, _ in told], "CANCELLED")
+        self._tell(tx, told)
+
+    def on_settled(self, tx: Tx, events: Sequence[Event[f.EnvelopeSettled]]) -> None:
+        ids = [event.data.header.envelope_id for event in events]
+        self._lock(tx, ids)
+        store.end_envelopes(tx, ids, "SETTLED")
+
+    def on_checked(self, tx: Tx, events: Sequence[Event[f.FundsChecked]]) -> None:
+        self._funds(tx, events, "CHECKED")
+
+    def on_short(self, tx: Tx, events: Sequence[Event[f.FundsShort]]) -> None:
+        self._funds(tx, events, "SHORT")
+
+    def on_blocked(self, tx: Tx, events: Sequence[Event[f.FundsBlocked]]) -> None:
+        self._funds(tx, events, "BLOCKED")
+
+    def on_tick(self, tx: Tx, events: Sequence[Event[Tick]]) -> None:
+        """`expire-parked`: whoever waited too long as of the tick is refused by a job, under the envelope's exclusive lock."""
+        ticks = [event for event in events if event.data.job == EXPIRE_PARKED]
+        if not ticks:
+            return
+        now = self._clock()
+        last = max(ticks, key=lambda event: event.data.due_at)
+        ids = store.parked_before(tx, as_of(last.data.due_at, now), self._settings.parked_ttl_seconds)
+        if ids:
+            cause = Cause(last.id, None, last.traceparent)
+            make_due(tx, EXPIRE_PARKED, [str(i) for i in ids], [lock_key("ingestion", i) for i in ids], cause)
+
+    def _funds(self, tx: Tx, events: Sequence[Event[f.FundsChecked | f.FundsShort | f.FundsBlocked]], stand: str) -> None:
+        ids = {event.data.header.envelope_id for event in events}
+        self._lock(tx, ids)
+        store.set_funds(tx, dict.fromkeys(ids, stand))
+
+    def _lock(self, tx: Tx, ids: Sequence[UUID] | set[UUID]) -> None:
+        tx.lock_shared(lock_key("ingestion", envelope_id) for envelope_id in ids)
+
+    def _tell(
+        self, tx: Tx, told: Sequence[tuple[Event[f.DisbursementsCancelled] | Event[f.EnvelopeCancelled], EnvelopeHeader, c.SubmissionAccepted]]
+    ) -> None:
+        fields = {"items", "cancelled", "cancelled_minor", "not_cancelled", "warnings"}
+        store.decide(
+            tx,
+            [
+                store.Decided(header.source, answer.submission_ids[0], "cancelled", answer.model_dump_json(include=fields))
+                for _, header, answer in told
+            ],
+        )
+        out: list[Outgoing] = []
+        for event, header, answer in told:
+            cause = Cause(event.id, str(header.envelope_id), event.traceparent)
+            out.append(outgoing(answer, header.envelope_id, cause, event.id))
+        self._outbox.append(tx, out)
+
+
+def _cancelled(header: EnvelopeHeader, request_id: str) -> c.SubmissionAccepted:
+    return c.SubmissionAccepted(
+        submission_ids=[request_id],
+        envelope_id=header.envelope_id,
+        publisher_envelope_id=header.publisher_envelope_id,
+        outcome="cancelled",
+    )

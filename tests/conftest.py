@@ -1,0 +1,119 @@
+"""Fixtures for tests on real Kafka, real PostgreSQL and real HTTP: one stack per session, one world per test."""
+
+import os
+import warnings
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from libs.common.migrate import migrate
+from libs.local.client import BankAdmin, MapperAdmin, SimulatorProcess
+from libs.local.stack import Addresses
+from libs.local.supervisor import ROOT
+from tests.support import stacks
+from tests.support.world import Kafka, World
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stack",
+        choices=["embedded", "containers"],
+        default="embedded",
+        help="where broker and database come from, unless the environment names them",
+    )
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Iterator[Addresses]:
+    with stacks.started(request.config.getoption("--stack")) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="session")
+def kafka(stack: Addresses) -> Kafka:
+    return Kafka(stack.kafka)
+
+
+@pytest.fixture(scope="session")
+def databases(stack: Addresses) -> stacks.Databases:
+    return stacks.Databases(stack.database_url)
+
+
+@pytest.fixture(scope="session")
+def template(databases: stacks.Databases) -> Iterator[str]:
+    """The name of a database in which every service is migrated; tests get copies."""
+    name = f"template_{uuid4().hex[:12]}"
+    url = databases.create(name)
+    for folder in sorted((ROOT / "services").glob("*/migrations")):
+        try:
+            migrate(url, folder.parent.name)
+        except Exception as error:  # fails the tests of this service, not those of the others
+            warnings.warn(f"{folder.parent.name} did not migrate: {error}", stacklevel=1)
+    yield name
+    databases.drop(name)
+
+
+@pytest.fixture
+def world(kafka: Kafka, databases: stacks.Databases, template: str, tmp_path: Path) -> Iterator[World]:
+    world = World(f"t{uuid4().hex[:10]}", kafka, databases, template, tmp_path)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+@pytest.fixture(scope="session")
+def bank_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatorProcess]:
+    with SimulatorProcess("bank", tmp_path_factory.mktemp("bank")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def mapper_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatorProcess]:
+    with SimulatorProcess("mapper", tmp_path_factory.mktemp("mapper")) as process:
+        yield process
+
+
+@pytest.fixture
+def bank(bank_process: SimulatorProcess) -> Iterator[BankAdmin]:
+    """The session's bank: use accounts of your own (`world.name`). Faults end with the test."""
+    if bank_process.process is None:
+        bank_process.start()  # a test had stopped it
+    with BankAdmin(bank_process.base_url) as bank:
+        yield bank
+        if bank_process.process is not None:
+            bank.delete_faults()
+
+
+@pytest.fixture
+def mapper(mapper_process: SimulatorProcess) -> Iterator[MapperAdmin]:
+    """The session's mapper: use people of your own (ids with `world.name`). Faults and limits end with the test."""
+    if mapper_process.process is None:
+        mapper_process.start()
+    with MapperAdmin(mapper_process.base_url) as mapper:
+        yield mapper
+        if mapper_process.process is not None:
+            mapper.delete_faults()
+            mapper.set_limits()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a test fails, show what its processes said."""
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.failed and isinstance(world, World):
+        for process in world.processes:
+            report.sections.append((f"log of {process.name}", "\n".join(process.log_text().splitlines()[-60:])))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skipped test is a failure: what needs a broker, a database or a simulator gets one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if reporter and os.environ.get("CI") == "true" and skipped and exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"\n{len(skipped)} skipped: with CI=true that fails the run", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,83 @@
+"""Where the real broker and the real database come from: the environment, else the embedded stack, else containers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import sqlalchemy
+from psycopg2 import sql
+
+from libs.local import postgres
+from libs.local.kafka import MAX_MESSAGE_BYTES
+from libs.local.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Addresses, owned
+
+
+@contextmanager
+def started(kind: str) -> Iterator[Addresses]:
+    """Addresses of broker and database for one session. `kind` is embedded or containers; the environment wins."""
+    if os.environ.get(KAFKA_VARIABLE) and os.environ.get(DATABASE_VARIABLE):
+        yield Addresses(os.environ[KAFKA_VARIABLE], os.environ[DATABASE_VARIABLE])
+    elif kind == "embedded":
+        with owned(name="test") as stack:
+            yield stack.addresses
+    else:
+        with _containers() as addresses:
+            yield addresses
+
+
+@contextmanager
+def _containers() -> Iterator[Addresses]:
+    from testcontainers.community.kafka import KafkaContainer
+    from testcontainers.community.postgres import PostgresContainer
+
+    broker = KafkaContainer("confluentinc/cp-kafka:8.1.0").with_kraft()  # Apache Kafka 4.1: groups of KIP-848
+    for name, value in {
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
+        "KAFKA_MESSAGE_MAX_BYTES": str(MAX_MESSAGE_BYTES),
+        "KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS": "4",
+        "KAFKA_GROUP_CONSUMER_MIN_SESSION_TIMEOUT_MS": "1000",
+        "KAFKA_GROUP_CONSUMER_SESSION_TIMEOUT_MS": "3000",
+        "KAFKA_GROUP_CONSUMER_MIN_HEARTBEAT_INTERVAL_MS": "300",
+        "KAFKA_GROUP_CONSUMER_HEARTBEAT_INTERVAL_MS": "500",
+    }.items():
+        broker.with_env(name, value)
+    with ExitStack() as stack:
+        stack.enter_context(broker)
+        database = stack.enter_context(PostgresContainer("postgres:18", driver="psycopg2"))
+        yield Addresses(broker.get_bootstrap_server(), database.get_connection_url())
+
+
+class Databases:
+    """Makes and drops databases on one server."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def create(self, name: str, template: str | None = None) -> str:
+        """A new database, empty or a copy of another; its SQLAlchemy URL."""
+        copy = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        self._run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copy)
+        return sqlalchemy.make_url(self._url).set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, name: str) -> None:
+        self._run(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def cut_off(self, name: str) -> None:
+        """The database is away: its connections break, new ones are refused."""
+        self._run(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+        self.break_connections(name)
+
+    def break_connections(self, name: str) -> None:
+        of_database = sql.SQL("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}")
+        self._run(of_database.format(sql.Literal(name)))
+
+    def bring_back(self, name: str) -> None:
+        self._run(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
+
+    def _run(self, statement: sql.Composable) -> None:
+        connection = postgres.connect(self._url)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()

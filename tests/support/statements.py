@@ -1,0 +1,77 @@
+"""The simulated bank's statements, brought to funds as ingestion would: parsed with mt-940 into neutral lines."""
+
+import io
+from decimal import Decimal
+from typing import Any
+
+import mt940
+
+from libs.common.contracts.base import derived_id
+from libs.common.contracts.ingestion import StatementLine, StatementLines, StatementOpened
+from tests.support.money import Payout
+
+
+def deliver_statements(payout: Payout, *, chunk: int = 1000, after: int = 0) -> int:
+    """Cut a statement, publish it (and those before it that have an id above `after`) in chunks; returns the last one's id."""
+    payout.bank.order_statement(payout.profile, payout.account)
+    last = after
+    for info in payout.bank.statements(payout.profile, payout.account):
+        if info["id"] > after:
+            publish_statement(payout, payout.bank.statement_content(payout.profile, info["id"]), chunk=chunk)
+            last = max(last, info["id"])
+    return last
+
+
+def publish_statement(payout: Payout, content: bytes | str, *, chunk: int = 1000) -> None:
+    text = content.decode() if isinstance(content, bytes) else content
+    token = payout.sealer.token(payout.account)
+    statement_id = derived_id("statement", token, text)
+    parsed = mt940.parse(io.StringIO(text))
+    lines = [_line(number, item.data) for number, item in enumerate(parsed.transactions, 1)]
+    chunks = [lines[start : start + chunk] for start in range(0, len(lines), chunk)]
+    publish_lines(payout, statement_id, token, chunks)
+    opened = StatementOpened(
+        statement_id=statement_id,
+        account_token=token,
+        reference="S",
+        number="1",
+        sequence="1",
+        currency="EUR",
+        opening_minor=_minor(parsed.data["final_opening_balance"].amount.amount),
+        closing_minor=_minor(parsed.data["final_closing_balance"].amount.amount),
+        lines=len(lines),
+        chunks=len(chunks),
+    )
+    payout.world.publish("ingestion.statements.v1", opened, key=token, correlation_id=str(statement_id))
+
+
+def publish_lines(payout: Payout, statement_id: Any, token: str, chunks: list[list[StatementLine]]) -> None:
+    for number, lines in enumerate(chunks, 1):
+        data = StatementLines(
+            statement_id=statement_id,
+            account_token=token,
+            currency="EUR",
+            chunk=number,
+            lines=lines,
+            count=len(lines),
+            total_minor=sum(line.amount_minor for line in lines),
+            sealed=payout.sealer.seal({}, "StatementLines", statement_id, number),
+        )
+        payout.world.publish("ingestion.statements.v1", data, key=token, correlation_id=str(statement_id))
+
+
+def _line(number: int, data: dict[str, Any]) -> StatementLine:
+    narratives = str(data.get("transaction_details") or "").split("\n")
+    return StatementLine(
+        line=number,
+        mark=data["status"],
+        amount_minor=abs(_minor(data["amount"].amount)),
+        value_date=data["date"],
+        customer_reference=data["customer_reference"],
+        bank_reference=data["bank_reference"] or "",
+        fifth_narrative=narratives[4] if len(narratives) > 4 else "",
+    )
+
+
+def _minor(amount: Decimal) -> int:
+    return int(amount.scaleb(2))

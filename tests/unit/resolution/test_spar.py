@@ -1,0 +1,204 @@
+"""What is read out of a mapper's answer, whatever the answer is."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libs.common.workqueue import MaybeDone, NotSent
+from services.resolution.adapters.spar import Spar
+from services.resolution.config import Settings
+from services.resolution.domain import Hold, Reply
+
+BANK = "account_number:111.branch_code:B1.bank_code:EXB.mobile_number:+22177.email_address:a@b.example.fa_type:BANK_ACCOUNT"
+MOBILE = "mobile_number:+22177.wallet_provider_name:Wave.wallet_provider_code:WV.fa_type:MOBILE_WALLET"
+EMAIL = "email_address:c@d.example.wallet_provider_name:Pay.wallet_provider_code:PP.fa_type:EMAIL_WALLET"
+PATTERNS = {
+    "BANK_ACCOUNT": Settings.model_fields["bank_account_pattern"].default,
+    "MOBILE_WALLET": Settings.model_fields["mobile_wallet_pattern"].default,
+    "EMAIL_WALLET": Settings.model_fields["email_wallet_pattern"].default,
+}
+SPAR = Spar("http://mapper.example", PATTERNS, sender_id="almoner", sender_uri="", receiver_id="", max_items=1000)
+
+
+def response(reference: Any, fa: Any = BANK, code: Any = "succ.id.active", status: Any = "succ", **more: Any) -> dict[str, Any]:
+    return {"reference_id": reference, "id": "P", "fa": fa, "status": status, "status_reason_code": code, **more}
+
+
+def answer(*responses: Any, status: Any = "succ", message_id: Any = "M", **header: Any) -> bytes:
+    return json.dumps(
+        {
+            "header": {"status": status, "message_id": message_id, **header},
+            "message": {"transaction_id": "T", "resolve_response": list(responses)},
+        }
+    ).encode()
+
+
+def read(content: bytes) -> dict[str, Reply] | NotSent | MaybeDone:
+    return SPAR.read(content, "M", {"a", "b"})
+
+
+def only(one: dict[str, Any]) -> Reply:
+    replies = read(answer(one))
+    assert isinstance(replies, dict)
+    return replies["a"]
+
+
+@pytest.mark.parametrize(
+    ("fa", "address"),
+    [
+        (
+            BANK,
+            {
+                "fa_type": "BANK_ACCOUNT",
+                "account_number": "111",
+                "branch_code": "B1",
+                "bank_code": "EXB",
+                "mobile_number": "+22177",
+                "email_address": "a@b.example",
+            },
+        ),
+        (
+            MOBILE,
+            {
+                "fa_type": "MOBILE_WALLET",
+                "mobile_number": "+22177",
+                "wallet_provider_name": "Wave",
+                "wallet_provider_code": "WV",
+            },
+        ),
+        (
+            EMAIL,
+            {
+                "fa_type": "EMAIL_WALLET",
+                "email_address": "c@d.example",
+                "wallet_provider_name": "Pay",
+                "wallet_provider_code": "PP",
+            },
+        ),
+        (
+            "account_number:1.branch_code:.bank_code:.mobile_number:.email_address:.fa_type:BANK_ACCOUNT",
+            {"fa_type": "BANK_ACCOUNT", "account_number": "1"},
+        ),
+    ],
+)
+def test_an_address_is_taken_apart_by_its_ending(fa: str, address: dict[str, str]) -> None:
+    assert only(response("a", fa)) == address
+
+
+@pytest.mark.parametrize(
+    "fa",
+    [
+        "IBAN DE00",
+        "fa_type:BANK_ACCOUNT",
+        BANK.replace("account_number:111", "account_number:"),
+        MOBILE.replace("MOBILE_WALLET", "BANK_ACCOUNT"),
+        BANK.replace("111", "1\n1"),
+        BANK.replace("111", "1" * 600),
+    ],
+)
+def test_an_address_which_cannot_be_read_holds_its_person(fa: str) -> None:
+    reply = only(response("a", fa))
+    assert isinstance(reply, Hold)
+    assert reply.reason == "ADDRESS_UNREADABLE"
+    assert "111" not in reply.message
+
+
+@pytest.mark.parametrize(
+    ("one", "reason", "message"),
+    [
+        (response("a", "", "succ.fa.not_linked_to_id"), "NOT_LINKED", "succ.fa.not_linked_to_id"),
+        (response("a", "", "succ.id.active"), "NOT_LINKED", "succ.id.active"),
+        (response("a", None), "NOT_LINKED", "succ.id.active"),
+        (response("a", BANK, "succ.fa.inactive"), "INACTIVE", "succ.fa.inactive"),
+        (response("a", "", "succ.id.not_found"), "NOT_FOUND", "succ.id.not_found"),
+        (response("a", "", "rjct.id.invalid", "rjct"), "REFUSED", "rjct.id.invalid"),
+        (response("a", BANK, "succ.new.code"), "UNKNOWN_CODE", "succ.new.code"),
+        (response("a", BANK, ["succ.id.active"]), "UNKNOWN_CODE", ""),
+        (response("a", BANK, "Mr Diop, +221 77"), "UNKNOWN_CODE", ""),
+        (response("a", BANK, "succ.id.active", "pdng"), "NO_ANSWER", "succ.id.active"),
+    ],
+)
+def test_who_has_no_address_is_held_with_a_reason(one: dict[str, Any], reason: str, message: str) -> None:
+    assert only(one) == Hold(reason, message)
+
+
+def test_answers_are_matched_by_reference_id_and_a_doubled_one_is_none() -> None:
+    replies = read(answer(response("b", MOBILE), response("z"), response(None), response(["a"]), response("a"), response("a")))
+    assert isinstance(replies, dict)
+    assert replies.keys() == {"a", "b"}
+    assert isinstance(replies["b"], dict)
+    assert replies["b"]["fa_type"] == "MOBILE_WALLET"
+    assert isinstance(replies["a"], Hold)
+    assert replies["a"].reason == "AMBIGUOUS_ANSWER"
+
+
+def test_a_refusal_of_the_whole_message_is_no_answer_about_anybody() -> None:
+    refused = read(answer(status="rjct", status_reason_code="rjct.message_id.duplicate"))
+    assert refused == NotSent("MAPPER_REFUSED", "rjct.message_id.duplicate")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"header": {"status": "succ"}}',
+        answer(status="pdng"),
+        answer(response("a"), message_id="another"),
+        answer(response("a"), 7),
+        json.dumps({"header": {"status": "succ", "message_id": "M"}, "message": {"resolve_response": {}}}).encode(),
+        b"[" * 100_000,
+    ],
+)
+def test_nonsense_is_asked_again(content: bytes) -> None:
+    reply = read(content)
+    assert isinstance(reply, MaybeDone)
+    assert reply.repeatable
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["a", "b", "succ", "rjct", BANK]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+KEYS = ["reference_id", "id", "fa", "status", "status_reason_code", "timestamp"]
+ITEMS = JSON | st.dictionaries(st.sampled_from(KEYS), JSON | st.sampled_from(["succ.id.active", "a", MOBILE]))
+
+
+@settings(max_examples=300)
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_no_body_breaks_the_parser(content: bytes) -> None:
+    assert isinstance(read(content), dict | NotSent | MaybeDone)
+
+
+@settings(max_examples=300)
+@given(header=JSON | st.fixed_dictionaries({"status": JSON}), message=JSON, items=st.lists(ITEMS, max_size=5))
+def test_no_answer_breaks_the_parser(header: Any, message: Any, items: list[Any]) -> None:
+    for body in (
+        {"header": header, "message": message},
+        {"header": header, "message": {"resolve_response": items}},
+        {"header": {"status": "succ"}, "message": {"resolve_response": items}},
+    ):
+        replies = read(json.dumps(body).encode())
+        assert isinstance(replies, dict | NotSent | MaybeDone)
+        if isinstance(replies, dict):
+            assert replies.keys() <= {"a", "b"}
+            for reply in replies.values():
+                assert isinstance(reply, Hold) or all(isinstance(value, str) and value for value in reply.values())
+
+
+def test_a_request_carries_one_item_per_payment() -> None:
+    body = json.loads(SPAR.request("M", "T", [("r-0", "P-1"), ("r-1", "P-1")]))
+    assert body["header"]["total_count"] == 2
+    assert body["header"]["message_id"] == "M"
+    assert body["message"]["transaction_id"] == "T"
+    assert [(item["reference_id"], item["id"], item["scope"]) for item in body["message"]["resolve_request"]] == [
+        ("r-0", "P-1", "details"),
+        ("r-1", "P-1", "details"),
+    ]
