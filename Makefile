@@ -1,5 +1,46 @@
-.PHONY: locks
-locks: ## Lock every dependency group with hashes.
+# Needs git, make and Python 3.11 or newer; the first target makes .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo bench bench-replicas check test drift docs golden locks
+N ?= 100000
+
+run := .venv/bin/python -m
+
+help: ## What there is.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## Make or renew .venv from requirements/dev.lock.
+	@./almoner --setup
+
+demo: ## 10,000 people paid on a stack of its own, with what goes wrong in life; the last line is JSON.
+	@./almoner demo
+
+bench: ## Measure N disbursements (N=100000) on a stack of its own; the last line is JSON.
+	@./almoner bench $(N)
+
+bench-replicas: ## Two replicas against one, with simulators that answer after 200 ms; the last line is JSON.
+	@./almoner bench $(N) --replicas
+
+check: setup drift ## Style, types, import rules, generated files, fast tests: under a minute.
+	.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --check --quiet
+	$(run) mypy
+	.venv/bin/lint-imports --no-logo
+	$(run) pytest -q tests/unit tests/contract tests/architecture
+
+test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
+	$(run) pytest tests
+
+drift: setup ## Whether the generated documents still say what the contracts say.
+	$(run) libs.common.contracts.docs --check
+
+docs: setup ## Write the generated documents anew.
+	$(run) libs.common.contracts.docs
+	$(run) libs.cli.sheet
+
+golden: setup ## Keep the wire bytes of this release's events, so that later releases prove they still read them.
+	$(run) tests.contract.golden
+
+locks: setup ## Lock every dependency group with hashes.
 	@for group in common ingestion resolution funds scheduler local dev; do \
 		.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group $$group -o requirements/$$group.lock; \
 	done

@@ -167,9 +167,12 @@ def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
         ids.add(publisher.submit("ingestion.inbox-envelopes.v1", publisher_id, whole))
     publisher.flush()
     rejected, left = [], 0
-    for event in answers.to(ids, ANSWER_SECONDS):
+    taken = ("parked", "accepted")  # funds decides, and ingestion answers again
+    for event in answers.to(ids, ANSWER_SECONDS, taken):
         if isinstance(event.data, SubmissionRejected):
             rejected += [f"{fault.code}: {fault.message}" for fault in event.data.errors]
+            continue
+        if event.data.outcome in taken:
             continue
         amount = money(event.data.cancelled_minor, envelope.currency)
         print(f"{plural(event.data.cancelled, 'disbursement')} cancelled, {amount}")

@@ -93,12 +93,9 @@ def bench(
     replicas: Annotated[bool, typer.Option("--replicas", help="two replicas against one, with slow simulators")] = False,
 ) -> None:
     """Measure on a stack of its own; the last line is JSON."""
-    from libs.cli import bench as module
+    from libs.cli.bench import compare_replicas, measure_all
 
-    if replicas:
-        module.compare_replicas(disbursements)
-    else:
-        module.main(disbursements)
+    (compare_replicas if replicas else measure_all)(disbursements)
 
 
 # --- Submitting -------------------------------------------------------------------------------------------------------

@@ -35,9 +35,7 @@ def address(beneficiary_id: str) -> str:
     number = int(beneficiary_id[3:])
     if number % 10 == 3:
         return f"mobile_number:+2547{number:08d}.wallet_provider_name:M-Money.wallet_provider_code:MM.fa_type:MOBILE_WALLET"
-    return (
-        f"account_number:0110{number:09d}.branch_code:014.bank_code:SIM.mobile_number:.email_address:.fa_type:BANK_ACCOUNT"
-    )
+    return f"account_number:0110{number:09d}.branch_code:014.bank_code:SIM.mobile_number:.email_address:.fa_type:BANK_ACCOUNT"
 
 
 def write(path: Path, count: int) -> None:

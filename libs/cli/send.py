@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -173,8 +173,10 @@ class Answers:
         self._models: dict[str, type[EventData]] = {model.TYPE: model for model in models}
         self._reader = Reader("ingestion.results.v1", from_end=True)
 
-    def to(self, ids: set[str], quiet_seconds: float) -> Iterator[Event[Any]]:
-        """Answers that name one of `ids`, until each has one. Ids leave the set; ends early after `quiet_seconds` of silence."""
+    def to(self, ids: set[str], quiet_seconds: float, not_yet: Collection[str] = ("parked",)) -> Iterator[Event[Any]]:
+        """Answers that name one of `ids`, until each has its last one (it leaves the set) or nothing comes for so long.
+
+        Outcomes in `not_yet` are followed by another answer."""
         quiet_since = time.monotonic()
         while ids and time.monotonic() - quiet_since < quiet_seconds:
             for message in self._reader.next(0.5):
@@ -183,21 +185,24 @@ class Answers:
                 except Malformed:
                     continue
                 if event is not None and ids.intersection(event.data.submission_ids):
-                    ids.difference_update(event.data.submission_ids)
+                    if getattr(event.data, "outcome", "") not in not_yet:
+                        ids.difference_update(event.data.submission_ids)
                     quiet_since = time.monotonic()
                     yield event
         self._reader.close()
 
 
 def send_command(views: Views, service: str, key: str, command: Command, wait_seconds: float = 20.0) -> int:
-    """Send a command and wait for its audit row; returns how many rows it touched."""
+    """Send a command and wait for its audit row; returns how many rows it touched. Raises Refused."""
     publisher = Publisher()
     command_id = publisher.command(f"{service}.commands.v1", key, command)
     publisher.flush()
     until = time.monotonic() + wait_seconds
     while time.monotonic() < until:
-        row = views.one(f"SELECT affected FROM {service}.ops_audit WHERE command_id = %(id)s", id=command_id)
+        row = views.one(f"SELECT affected, detail FROM {service}.ops_audit WHERE command_id = %(id)s", id=command_id)
         if row is not None:
+            if row.detail.startswith("refused: "):
+                raise Refused(f"{service} {row.detail.partition('; {')[0]}")
             return int(row.affected)
         time.sleep(0.1)
     refused = views.one(

@@ -204,6 +204,10 @@ def _line(line: int, given: dict[str, Any], *, csv_columns: bool) -> Disbursemen
 
 
 def _plain(error: Any) -> str:
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] == "extra_forbidden":
+        return "a field we don't know"
     if error["loc"] and error["loc"][0] == "amount":
         return f'{str(error.get("input"))[:40]!r} is not a positive decimal number as text, such as "100.25"'
     if error["type"] == "string_too_short":

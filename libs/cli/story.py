@@ -67,7 +67,7 @@ def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_i
             f"""SELECT %(service)s AS service, min(at) AS at, max(at) AS last, count(*) AS times, step,
                        CASE WHEN count(*) = 1 THEN min(detail) ELSE '' END AS detail
                 FROM {service}.ops_history
-                WHERE envelope_id = %(envelope)s
+                WHERE envelope_id = %(envelope)s AND (%(batch)s::uuid IS NULL OR step NOT LIKE 'submission%%')
                   AND (batch_id IS NULL OR %(batch)s::uuid IS NULL OR batch_id = %(batch)s)
                   AND (disbursement_id IS NULL OR disbursement_id = %(disbursement)s
                        OR (%(disbursement)s::text IS NULL AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)))

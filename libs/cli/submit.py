@@ -10,6 +10,7 @@ from typing import Any
 from libs.cli import sheet
 from libs.cli.context import NotReachable, Refused, Usage, confirm, console, money, plural, print_json
 from libs.cli.send import Answers, Publisher
+from libs.common.clock import utc_now
 from libs.common.contracts.base import CHUNK_ITEMS, envelope_uuid, totals
 from libs.common.contracts.ingestion import Disbursement, DisbursementsAdded, EnvelopeSubmitted, SubmissionRejected
 from libs.common.money import to_minor
@@ -34,7 +35,8 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
     """`fields` are the envelope's own, from options or a file; the first line of JSON Lines adds what they leave out."""
     if not path.is_file():
         raise Usage(f"there is no file {path}")
-    envelope = sheet.parse_envelope({**(sheet.envelope_from(path) or {}), **fields})
+    today = {"schedule_date": utc_now().date().isoformat()}
+    envelope = sheet.parse_envelope({**today, **(sheet.envelope_from(path) or {}), **fields})
     summary = sheet.check(path, envelope.currency)
     event = declared(envelope, summary)
     chunks = -(-summary.count // CHUNK_ITEMS)
@@ -144,21 +146,24 @@ def collect(answers: Answers, ids: dict[str, int], currency: str) -> Outcome:
     """Wait until every submission is answered."""
     outcome = Outcome()
     open_ids = set(ids)
+    parked: set[str] = set()
     for event in answers.to(open_ids, QUIET_SECONDS):
         ours = [ids[name] for name in event.data.submission_ids if name in ids]
         if isinstance(event.data, SubmissionRejected):
             outcome.rejected += len(ours)
             outcome.errors += [f"{fault.code}: {fault.message} ({placed(ours, fault.pointer)})" for fault in event.data.errors]
-            continue
-        if event.data.outcome == "parked":
-            outcome.parked += len(ours)
+            if 0 in ours:
+                break  # without its envelope nothing else will be taken
+        elif event.data.outcome == "parked":
+            parked.update(event.data.submission_ids)
         else:
             outcome.accepted += len(ours)
-        if len(outcome.warnings) < sheet.SHOWN_FAULTS:
-            outcome.warnings += [
-                f"{fault.code}: {fault.message} ({placed(ours, fault.pointer)})" for fault in event.data.warnings
-            ]
-    outcome.unanswered = len(open_ids)
+            if len(outcome.warnings) < sheet.SHOWN_FAULTS:
+                outcome.warnings += [
+                    f"{fault.code}: {fault.message} ({placed(ours, fault.pointer)})" for fault in event.data.warnings
+                ]
+    outcome.parked = len(open_ids & parked)
+    outcome.unanswered = 0 if outcome.rejected else len(open_ids - parked)
     return outcome
 
 
@@ -187,7 +192,9 @@ def finish(report: dict[str, Any], outcome: Outcome | None, submitted: int, as_j
     elif outcome is None:
         print(f"{plural(submitted, 'event')} published; `almoner watch {report['envelope_id']}` shows what becomes of them")
     else:
-        listed("warning", outcome.warnings, len(outcome.warnings))
+        said = report["file_warnings"]  # the file's own words are nearer to whoever made it
+        warnings = [one for one in outcome.warnings if not (said and one.startswith("DUPLICATE_BENEFICIARY"))]
+        listed("warning", warnings, len(warnings))
         listed("error", outcome.errors, len(outcome.errors))
         parked = f", {outcome.parked:,} parked until their envelope comes" if outcome.parked else ""
         print(f"{outcome.accepted:,} of {plural(submitted, 'event')} accepted{parked}, {outcome.rejected:,} rejected")

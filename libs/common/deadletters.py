@@ -73,7 +73,9 @@ def redrive(tx: Tx, ids: Sequence[int]) -> int:
 
 def close_redriven(tx: Tx, messages: Sequence[RawMessage]) -> None:
     """The letters whose redrive is among these messages are handled now; nothing is held back for them any more."""
-    ids = [int(value) for message in messages for name, value in message.headers if name == REDRIVE and value.isdigit()]
+    # Publishers may send any header: only what can be an id of ours is read as one.
+    headers = [pair for message in messages for pair in message.headers]
+    ids = [int(value) for name, value in headers if name == REDRIVE and value.isdigit() and len(value) <= 18]
     if ids:
         tx.run("UPDATE dead_letters SET state = 'HANDLED' WHERE state = 'REDRIVEN' AND id = ANY(%(ids)s)", ids=ids)
 

@@ -63,6 +63,12 @@ def _grants(service: str, role: str) -> list[str]:
         f"WHERE table_schema = '{service}' AND table_name LIKE 'ops\\_%' LOOP "
         f"EXECUTE format('GRANT SELECT ON {service}.%I TO {OPS_ROLE}', v); END LOOP; END $$"
     )
+    # A view's functions run with its reader's rights; those that act with the owner's are none of its business.
+    ops_functions = (
+        f"DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc "
+        f"WHERE pronamespace = '{service}'::regnamespace AND NOT prosecdef LOOP "
+        f"EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO {OPS_ROLE}', f); END LOOP; END $$"
+    )
     return [
         f"GRANT USAGE ON SCHEMA {service} TO {role}, {OPS_ROLE}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {service} TO {role}",
@@ -72,6 +78,7 @@ def _grants(service: str, role: str) -> list[str]:
         f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {service} FROM PUBLIC",
         f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {service} TO {role}",
         ops_views,
+        ops_functions,
         f"DO $$ BEGIN EXECUTE format('GRANT {role}, {OPS_ROLE} TO %I', current_user); END $$",
     ]
 

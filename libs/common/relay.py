@@ -50,6 +50,7 @@ class Relay:
 
     def run(self, stop: threading.Event) -> None:
         key = lock_key_text(f"relay/{self._database.service}")
+        tried = False
         while not stop.is_set():
             try:
                 engine = self._database.engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -58,7 +59,9 @@ class Relay:
                         stop.wait(1.0)  # another replica's relay is active
                         continue
                     try:
-                        self._try_stuck_again()
+                        if not tried:
+                            self._try_stuck_again()
+                            tried = True
                         self._drain_until(stop, session)
                     finally:
                         session.invalidate()  # ends the session and with it the lock, whatever state it is in
@@ -97,33 +100,46 @@ class Relay:
             )
         if not rows:
             return 0
-        delivered, stuck = self._produce(rows)
-        if stuck and len(rows) > 1:
-            # The broker refuses a whole batch for one message in it: find out which.
-            refused = [row for row in rows if row.id in stuck]
-            stuck = {}
-            for row in refused:
-                if all((row.topic, row.key) != (other.topic, other.key) for other in refused if other.id in stuck):
-                    sent, fault = self._produce([row])
-                    delivered += sent
-                    stuck |= fault
-        for row_id, reason in stuck.items():
-            _log.error("event cannot be published; its key is stopped", outbox_id=row_id, error=reason)
+        delivered, stuck = self._produce_in_order(rows)
         crash.reached("relay.after_delivery", len(delivered))
         with self._database.transaction() as tx:
             if delivered:
                 tx.run("DELETE FROM outbox WHERE id = ANY(%(ids)s)", ids=delivered)
-            for row_id, reason in stuck.items():
-                tx.run("UPDATE outbox SET stuck = %(reason)s WHERE id = %(id)s", reason=reason, id=row_id)
+            if stuck:
+                tx.run(
+                    """UPDATE outbox SET stuck = reason FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS s (stuck_id, reason)
+                       WHERE id = stuck_id""",
+                    ids=list(stuck),
+                    reasons=list(stuck.values()),
+                )
         crash.reached("relay.after_delete", len(delivered))
         metrics.RELAYED.inc(len(delivered))
-        if len(delivered) + len(stuck) < len(rows):
-            raise Transient(f"{len(rows) - len(delivered)} events not acknowledged")
+        if not delivered and not stuck:
+            raise Transient(f"the broker acknowledged none of {len(rows)} events")
         return len(delivered)
+
+    def _produce_in_order(self, rows: Sequence[Any]) -> tuple[list[int], dict[int, str]]:
+        """Ids which the broker has acknowledged, and those which it will never take, with its reason."""
+        delivered, refused = self._produce(rows)
+        stuck: dict[int, str] = {}
+        stopped: set[tuple[str, bytes | None]] = set()
+        # A whole batch is refused for one message in it: one by one, to find out which.
+        for row in (row for row in rows if row.id in refused):
+            place = (row.topic, _key(row))
+            if place in stopped:
+                continue
+            sent, fault = self._produce([row])
+            delivered += sent
+            stuck |= fault
+            if not sent:
+                stopped.add(place)
+        for row_id, reason in stuck.items():
+            _log.error("event cannot be published; its key is stopped", outbox_id=row_id, error=reason)
+        return delivered, stuck
 
     def _produce(self, rows: Sequence[Any]) -> tuple[list[int], dict[int, str]]:
         delivered: list[int] = []
-        stuck: dict[int, str] = {}
+        refused: dict[int, str] = {}
         failed_keys: set[tuple[str, bytes | None]] = set()
 
         def on_delivery(row_id: int) -> Any:
@@ -131,14 +147,14 @@ class Relay:
                 if error is None:
                     delivered.append(row_id)
                 elif error.code() in _NEVER:
-                    stuck[row_id] = str(error)
+                    refused[row_id] = str(error)
                 else:
                     _log.warning("event not acknowledged, will be sent again", outbox_id=row_id, error=str(error))
 
             return report
 
         for row in rows:
-            key = bytes(row.key) if row.key is not None else None
+            key = _key(row)
             if (row.topic, key) in failed_keys:
                 continue
             try:
@@ -152,10 +168,14 @@ class Relay:
             except KafkaException as error:
                 failed_keys.add((row.topic, key))
                 if error.args[0].code() in _NEVER:
-                    stuck[row.id] = str(error.args[0])
+                    refused[row.id] = str(error.args[0])
             except BufferError:
                 self._producer.flush(DELIVERY_SECONDS)
                 break  # the rest goes with the next batch
         crash.reached("relay.after_produce", len(rows))
         self._producer.flush(DELIVERY_SECONDS)
-        return delivered, stuck
+        return delivered, refused
+
+
+def _key(row: Any) -> bytes | None:
+    return None if row.key is None else bytes(row.key)

@@ -66,6 +66,7 @@ class _Process:
         self.settings = settings
         self.name = settings.SERVICE
         self.stop = threading.Event()
+        self.silent = threading.Event()  # nobody commits any more: the relay publishes the rest and ends
         self.failed: BaseException | None = None
         self.database = Database(settings.database_url.get_secret_value(), self.name, pool_size=settings.pool_size)
         self.verb = verb
@@ -90,11 +91,12 @@ class _Process:
         )
         port = http.start()
         self._wait_for_database()
-        threads = []
+        threads: list[threading.Thread] = []
+        relays: list[threading.Thread] = []
         if self.does("relay"):
             relay = Relay(self.database, kafka.producer(f"almoner-{self.name}"), settings.topic_prefix)
             self._wakes.append(relay.wake.set)
-            threads.append(self._thread("relay", lambda: relay.run(self.stop)))
+            relays.append(self._thread("relay", lambda: relay.run(self.silent)))
         if self.does("work"):
             threads.append(self._thread("work", lambda: asyncio.run(self._work())))
             threads += [
@@ -111,7 +113,10 @@ class _Process:
         until = time.monotonic() + settings.shutdown_seconds
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
-        late = [thread.name for thread in threads if thread.is_alive()]
+        self.silent.set()
+        for thread in relays:
+            thread.join(max(0.0, until - time.monotonic()))
+        late = [thread.name for thread in threads + relays if thread.is_alive()]
         http.stop()
         if self.failed is not None or late:
             _log.error("stopped", failed=repr(self.failed) if self.failed else None, not_drained=late)

@@ -7,21 +7,19 @@ import base64
 import json
 import os
 import secrets
-import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from libs.common.migrate import migrate
 from libs.local.client import BankAdmin, Profile
 from libs.local.stack import Stack, StackError, attach, tail
-from libs.local.supervisor import ROOT
 from libs.local.topics import ensure_topics
 
 SERVICES = ("scheduler", "ingestion", "resolution", "funds")
@@ -49,10 +47,9 @@ def start(
     kept = _secrets(stack.data_dir)
     env = {**stack.env, **_env(stack, kept), **(settings or {})}
     ensure_topics(stack.addresses.kafka)
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda service: _migrate(service, env), SERVICES):
-            pass
-    _seed_bank(stack, kept, push_after_ms)
+    for service in SERVICES:
+        migrate(stack.addresses.database_url, service)
+    _seed_bank(stack, push_after_ms)
     say("services …")
     running = {process.name for process in stack.status()}
     names = [f"{service}-{n + 1}" for service in SERVICES for n in range(replicas if service in REPLICATED else 1)]
@@ -111,21 +108,7 @@ def _env(stack: Stack, kept: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _migrate(service: str, env: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", f"services.{service}", "migrate"],
-        env={**os.environ, **env},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode:
-        raise StackError(f"{service} did not migrate:\n{(done.stdout + done.stderr)[-3000:]}")
-
-
-def _seed_bank(stack: Stack, kept: Mapping[str, Any], push_after_ms: int) -> None:
+def _seed_bank(stack: Stack, push_after_ms: int) -> None:
     """A sponsor with money, and statements pushed to ingestion; an account that is there keeps its balance."""
     with BankAdmin(stack.addresses.bank_url) as bank:
         for profile in PROFILES:
@@ -133,20 +116,26 @@ def _seed_bank(stack: Stack, kept: Mapping[str, Any], push_after_ms: int) -> Non
                 bank.account(profile, SPONSOR_ACCOUNT)
             except httpx.HTTPStatusError:
                 bank.put_account(profile, SPONSOR_ACCOUNT, CURRENCY, SPONSOR_BALANCE_MINOR)
-            bank.set_statements(
-                profile,
-                callback_url=_statement_url(stack),
-                token=kept["statement_tokens"][profile],
-                push_after_ms=push_after_ms,
-                max_lines=5000,
-            )
+        push_statements(stack, bank, push_after_ms)
+
+
+def push_statements(stack: Stack, bank: BankAdmin, push_after_ms: int) -> None:
+    """Have both profiles push their statements to ingestion, this long after the last booking."""
+    for profile in PROFILES:
+        bank.set_statements(
+            profile,
+            callback_url=_statement_url(stack),
+            token=_secrets(stack.data_dir)["statement_tokens"][profile],
+            push_after_ms=push_after_ms,
+            max_lines=5000,
+        )
 
 
 def _wait_until_ready(stack: Stack, name: str) -> None:
     url = f"http://127.0.0.1:{http_port(stack, name)}/readyz"
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
             return
         if next(process.restarts for process in stack.status() if process.name == name) > 2:
             break

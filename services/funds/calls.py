@@ -112,7 +112,7 @@ class Check(_Call):
         if row.amount > 0:
             body = funds.FundsChecked(header=EnvelopeHeader.model_validate_json(row.header), amount_minor=row.amount)
             self._outbox.append(tx, [outgoing(body, envelope_id, cause, settled.claim.subject)])
-        decisions.Decisions(self._settings, self._outbox).advance(tx, str(envelope_id), cause)
+        decisions.Decisions(self._settings, self._banks, self._outbox).advance(tx, str(envelope_id), cause)
 
 
 class Block(_Call):

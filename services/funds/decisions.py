@@ -3,7 +3,7 @@ goes back to the sponsor, when an envelope is settled. Every decision reads comm
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -16,28 +16,20 @@ from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, outgoing
 from services.funds import store
-from services.funds.adapters.example_bank import ExampleBank
-from services.funds.adapters.full_bank import FullBank
 from services.funds.config import Settings
 from services.funds.domain import Money
-from services.funds.ports import Capabilities, Repeat
-
-# Bank adapters by the name that the configuration gives them. A new bank is a new line here and a file in adapters/.
-ADAPTERS: dict[str, type[ExampleBank]] = {"example": ExampleBank, "full": FullBank}
+from services.funds.ports import Bank, Repeat
 
 _OPEN_LETTERS = """EXISTS (SELECT 1 FROM dead_letters d WHERE d.state IN ('OPEN', 'REDRIVEN')
     AND (d.correlation_id IS NULL OR d.correlation_id = e.envelope_id::text) AND d.topic NOT LIKE '%%.commands.v1')"""
 
 
-def capabilities(adapter: str) -> Capabilities:
-    return ADAPTERS[adapter].capabilities
-
-
 class Decisions:
     """The two jobs of funds: `advance` an envelope, close a `statement`."""
 
-    def __init__(self, settings: Settings, outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, banks: Mapping[str, Bank], outbox: Outbox) -> None:
         self._settings = settings
+        self._banks = banks
         self._outbox = outbox
 
     def advance(self, tx: Tx, subject: str, cause: Cause) -> None:
@@ -294,7 +286,7 @@ class Decisions:
             id=envelope_id,
         ).amount
         if amount:
-            create_release(tx, self._settings, envelope_id, amount, "CANCELLED", cause)
+            create_release(tx, self._banks, envelope_id, amount, "CANCELLED", cause)
 
     def _settle(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed."""
@@ -334,9 +326,12 @@ class Decisions:
         statement_id = UUID(subject)
         rows = tx.rows(
             """UPDATE statements s SET reconciled_at = clock_timestamp()
-               FROM (SELECT count(*) AS chunks, coalesce(sum(lines), 0) AS lines, coalesce(sum(balance_minor), 0) AS balance,
-                            coalesce(sum(confirmed), 0) AS confirmed, coalesce(sum(confirmed_minor), 0) AS confirmed_minor,
-                            coalesce(sum(reversed), 0) AS reversed, coalesce(sum(reversed_minor), 0) AS reversed_minor
+               FROM (SELECT count(*) AS chunks, coalesce(sum(lines), 0)::bigint AS lines,
+                            coalesce(sum(balance_minor), 0)::bigint AS balance,
+                            coalesce(sum(confirmed), 0)::bigint AS confirmed,
+                            coalesce(sum(confirmed_minor), 0)::bigint AS confirmed_minor,
+                            coalesce(sum(reversed), 0)::bigint AS reversed,
+                            coalesce(sum(reversed_minor), 0)::bigint AS reversed_minor
                      FROM statement_chunks WHERE statement_id = %(id)s) AS c
                WHERE s.statement_id = %(id)s AND s.chunks = c.chunks AND s.reconciled_at IS NULL
                RETURNING s.*, c.lines AS seen, c.balance, c.confirmed, c.confirmed_minor, c.reversed, c.reversed_minor""",
@@ -357,7 +352,7 @@ class Decisions:
                 reversed=row.reversed,
                 reversed_minor=row.reversed_minor,
                 exceptions=[funds.StatementException(reason=x.reason, count=x.n) for x in exceptions],
-                balances_agree=row.opening_minor + int(row.balance) == row.closing_minor and row.seen == row.lines,
+                balances_agree=row.opening_minor + row.balance == row.closing_minor and row.seen == row.lines,
             )
             self._outbox.append(tx, [outgoing(body, row.account_token, cause, statement_id)])
 
@@ -372,14 +367,14 @@ def batch_headers(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, BatchHeader]:
 
 
 def create_release(
-    tx: Tx, settings: Settings, envelope_id: UUID, amount_minor: int, reason: str, cause: Cause, held: Sequence[int] = ()
+    tx: Tx, banks: Mapping[str, Bank], envelope_id: UUID, amount_minor: int, reason: str, cause: Cause, held: Sequence[int] = ()
 ) -> None:
     """Money on its way back: `releasing` from here. A bank without the verb leaves it to an operator, who has it listed."""
     block = tx.one(
         "SELECT block, bank FROM blocks WHERE envelope_id = %(id)s AND state = 'BLOCKED'",
         id=envelope_id,
     )
-    offered = capabilities(settings.banks[block.bank].adapter).release is not Repeat.NONE
+    offered = banks[block.bank].capabilities.release is not Repeat.NONE
     release_id = tx.one(
         """INSERT INTO releases (envelope_id, block, amount_minor, reason, state)
            VALUES (%(id)s, %(block)s, %(amount)s, %(reason)s, %(state)s) RETURNING release_id""",
@@ -473,7 +468,7 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
     outbox.append(tx, events)
 
 
-def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:
+def settle_unknown(tx: Tx, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:
     """An operator knows, with evidence, what became of a call whose answer was lost."""
     data = event.data
     happened = data.outcome == "happened"
@@ -518,6 +513,7 @@ def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[oper
 
 def refuse_instruction(tx: Tx, outbox: Outbox, number: int, code: str, message: str, cause: Cause) -> None:
     """The whole list was definitely refused: everybody in it who is not confirmed is held."""
+    message = message[:200]  # it is repeated for each of up to 1,000 people in one event
     live = store.payments_of(tx, [number])
     say_refused(tx, outbox, number, [(row, code, message) for row in live], cause)
     store.refuse_payments(tx, number, [(row.position, reason_code(code), message) for row in live])

@@ -3,7 +3,7 @@ particular (checks, cancellations, releases, settlement) is decided by `advance`
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,9 @@ from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, It
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, Outgoing, outgoing
-from libs.common.seal import Sealer
 from services.funds import decisions, domain, store
 from services.funds.config import Settings
+from services.funds.ports import Bank
 
 FUNDS_DUE_JOB = "funds-due"
 ADVANCE = "advance"
@@ -40,9 +40,9 @@ class _Intake:
 
 
 class Handlers:
-    def __init__(self, settings: Settings, sealer: Sealer, outbox: Outbox, tokens: frozenset[str]) -> None:
+    def __init__(self, settings: Settings, banks: Mapping[str, Bank], outbox: Outbox, tokens: frozenset[str]) -> None:
         self._settings = settings
-        self._sealer = sealer
+        self._banks = banks
         self._outbox = outbox
         self._tokens = tokens  # of the sponsors' accounts
 
@@ -376,8 +376,8 @@ class Handlers:
         for number, counts in per.items():
             row = instructions[number]
             live = row.count - row.cancelled_count - row.refused_count
-            bank = self._settings.banks.get(row.bank or "")
-            atomic = bank is not None and decisions.capabilities(bank.adapter).atomic_list
+            bank = self._banks.get(row.bank or "")
+            atomic = bank is not None and bank.capabilities.atomic_list
             if (
                 counts[0]
                 and row.state in ("SENDING", "UNKNOWN", "REFUSED")
@@ -407,7 +407,7 @@ class Handlers:
         if rows:
             decisions.create_release(
                 tx,
-                self._settings,
+                self._banks,
                 envelope_id,
                 sum(row.amount_minor for row in rows),
                 "OPERATOR",
@@ -450,7 +450,7 @@ class Handlers:
         return len(rows)
 
     def settle_unknown(self, tx: Tx, event: Event[operator.SettleUnknown]) -> int:
-        return decisions.settle_unknown(tx, self._settings, self._outbox, event)
+        return decisions.settle_unknown(tx, self._outbox, event)
 
 
 def _issued(instruction: Any, incarnation: int) -> bool:

@@ -9,20 +9,26 @@ from libs.common.jobs import Job
 from libs.common.outbox import Outbox
 from libs.common.seal import Sealer
 from libs.common.service import Parts
+from services.funds.adapters.example_bank import ExampleBank
+from services.funds.adapters.full_bank import FullBank
 from services.funds.calls import Block, Check, Dispatch, Release
 from services.funds.config import Settings
-from services.funds.decisions import ADAPTERS, Decisions
+from services.funds.decisions import Decisions
 from services.funds.handlers import ADVANCE, STATEMENT, Handlers
+from services.funds.ports import Bank
+
+# Bank adapters by the name that the configuration gives them: a new bank is a new line here and a file in adapters/.
+ADAPTERS: dict[str, type[ExampleBank]] = {"example": ExampleBank, "full": FullBank}
 
 
 def wire(settings: ServiceSettings, database: Database) -> Parts:
     assert isinstance(settings, Settings)
     sealer = Sealer(settings.seal_keys.get_secret_value(), settings.token_key.get_secret_value())
     outbox = Outbox("funds")
-    banks = {code: ADAPTERS[bank.adapter](bank.url) for code, bank in settings.banks.items()}
+    banks: dict[str, Bank] = {code: ADAPTERS[bank.adapter](bank.url) for code, bank in settings.banks.items()}
     tokens = frozenset(sealer.token(sponsor.account) for sponsor in settings.sponsors.values())
-    handlers = Handlers(settings, sealer, outbox, tokens)
-    decisions = Decisions(settings, outbox)
+    handlers = Handlers(settings, banks, outbox, tokens)
+    decisions = Decisions(settings, banks, outbox)
     calls = [kind(settings, banks, sealer, outbox) for kind in (Check, Block, Dispatch, Release)]
     envelopes, statements, commands = "ingestion.envelopes.v1", "ingestion.statements.v1", "funds.commands.v1"
     return Parts(

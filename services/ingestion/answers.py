@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import EventData
 from libs.common.envelope import Cause
 from libs.common.outbox import Outgoing, outgoing
 from services.ingestion import store
@@ -25,7 +26,7 @@ def rejected(submission: Submission) -> Outgoing:
     place = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
     answer = c.SubmissionRejected(
         submission_ids=[submission.id] if submission.named else [],
-        **place,  # type: ignore[arg-type]
+        **place,
         envelope_id=submission.envelope_id,
         publisher_envelope_id=submission.publisher_envelope_id,
         errors=faults(submission.faults),
@@ -47,7 +48,7 @@ def repeated(submission: Submission, recorded: Any) -> Outgoing | None:
         "envelope_id": recorded.envelope_id,
         "publisher_envelope_id": recorded.publisher_envelope_id,
     }
-    answer: c.EventData
+    answer: EventData
     if recorded.outcome == "rejected":
         answer = c.SubmissionRejected.model_validate({**common, **fields})
     else:

@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 
 from libs.common.clock import local_date
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.base import BatchHeader, derived_id, totals
+from libs.common.contracts.base import BatchHeader, derived_id
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause
 from libs.common.jobs import make_due
@@ -76,9 +76,7 @@ class Cutting:
         whole = len(rows) if everything else len(rows) - len(rows) % BATCH_ITEMS
         cut = [self._batch(envelope, rows[start : start + BATCH_ITEMS], n) for n, start in _numbered(envelope.batches, whole)]
         if cut:
-            store.add_batches(
-                tx, envelope.number, [(b.header.number, b.header.batch_id, b.count, b.total_minor) for b in cut]
-            )
+            store.add_batches(tx, envelope.number, [(b.header.number, b.header.batch_id, b.count, b.total_minor) for b in cut])
         rest = rows[whole:]
         if rest:
             store.keep_uncut(tx, envelope.number, self._seal_uncut(envelope, rest))
@@ -210,9 +208,7 @@ class _Run:
             request_id=request_id,
             reason=reason,
             items=[
-                c.CancelledItem(
-                    disbursement_id=i, batch_id=batch_uuid(self.envelope.id, numbers[i]) if i in numbers else None
-                )
+                c.CancelledItem(disbursement_id=i, batch_id=batch_uuid(self.envelope.id, numbers[i]) if i in numbers else None)
                 for i in ids
             ],
         )

@@ -212,7 +212,9 @@ def _repeats(values: Sequence[str], before: set[str]) -> Iterator[int]:
 
 
 def already_cancelled() -> Fault:
-    return Fault("DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "", "its cancellation was asked for; nothing of it changes any more")
+    return Fault(
+        "DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "", "its cancellation was asked for; nothing of it changes any more"
+    )
 
 
 def envelope_unknown() -> Fault:

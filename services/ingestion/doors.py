@@ -271,7 +271,7 @@ class Doors:
                 received=envelope.received,
                 received_minor=envelope.received_minor,
                 batches=envelope.batches,
-                funds=envelope.funds,  # type: ignore[arg-type]
+                funds=envelope.funds,
             )
             cause = Cause(question.id, str(envelope.id), question.traceparent)
             place = (question.message.topic, question.message.partition, question.message.offset)
@@ -287,8 +287,8 @@ class Doors:
             for s in submissions
         ]
         out: list[Outgoing] = []
-        for submission, found in zip(submissions, self._statements.receive(tx, incoming), strict=True):
-            if found:
+        for submission, file in zip(submissions, self._statements.receive(tx, incoming), strict=True):
+            if found := file.faults:
                 out.append(answers.rejected(replace(submission, faults=found)))
                 decided.append(store.Decided(*submission.key, "rejected", answers.errors_json(answers.faults(found))))
                 continue

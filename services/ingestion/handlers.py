@@ -1,6 +1,7 @@
 """What ingestion does with the facts of others: funds' decisions close what a publisher asked for; ticks end parking."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from libs.common.clock import Clock, as_of
@@ -48,7 +49,12 @@ class Handlers:
             sent = [
                 Fault(code, "", f"{count} disbursements, {minor} minor units, {what}")
                 for code, count, minor, what in (
-                    ("ALREADY_DISPATCHED", data.already_dispatched, data.already_dispatched_minor, "were sent to the bank before"),
+                    (
+                        "ALREADY_DISPATCHED",
+                        data.already_dispatched,
+                        data.already_dispatched_minor,
+                        "were sent to the bank before",
+                    ),
                     ("OUTCOME_UNKNOWN", data.unknown, data.unknown_minor, "may have been sent; the bank's statement will tell"),
                 )
                 if count
@@ -92,7 +98,7 @@ class Handlers:
             cause = Cause(last.id, None, last.traceparent)
             make_due(tx, EXPIRE_PARKED, [str(i) for i in ids], [lock_key("ingestion", i) for i in ids], cause)
 
-    def _funds(self, tx: Tx, events: Sequence[Event[f.FundsChecked | f.FundsShort | f.FundsBlocked]], stand: str) -> None:
+    def _funds(self, tx: Tx, events: Sequence[Event[Any]], stand: str) -> None:
         ids = {event.data.header.envelope_id for event in events}
         self._lock(tx, ids)
         store.set_funds(tx, dict.fromkeys(ids, stand))
@@ -100,9 +106,7 @@ class Handlers:
     def _lock(self, tx: Tx, ids: Sequence[UUID] | set[UUID]) -> None:
         tx.lock_shared(lock_key("ingestion", envelope_id) for envelope_id in ids)
 
-    def _tell(
-        self, tx: Tx, told: Sequence[tuple[Event[f.DisbursementsCancelled] | Event[f.EnvelopeCancelled], EnvelopeHeader, c.SubmissionAccepted]]
-    ) -> None:
+    def _tell(self, tx: Tx, told: Sequence[tuple[Event[Any], EnvelopeHeader, c.SubmissionAccepted]]) -> None:
         fields = {"items", "cancelled", "cancelled_minor", "not_cancelled", "warnings"}
         store.decide(
             tx,

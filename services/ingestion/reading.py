@@ -78,7 +78,9 @@ class Reader:
             envelope_uuid(attrs.source, publisher_envelope_id) if publisher_envelope_id else None,
             publisher_envelope_id,
             received_at,
-            attrs.traceparent if attrs.traceparent and len(attrs.traceparent) == 55 and attrs.traceparent.isprintable() else None,
+            attrs.traceparent
+            if attrs.traceparent and len(attrs.traceparent) == 55 and attrs.traceparent.isprintable()
+            else None,
         )
 
     def _data(

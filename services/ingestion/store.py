@@ -116,7 +116,7 @@ def envelopes(tx: Tx, ids: Iterable[UUID], linger_seconds: float = 0) -> dict[UU
     rows = tx.rows(_ENVELOPE, ids=list(ids), linger=linger_seconds)
     return {
         row.envelope_id: Envelope(
-            row.envelope_id, row.number, EnvelopeHeader.model_validate(row.header), bytes(row.digest), *row[4:]
+            row.envelope_id, row.number, EnvelopeHeader.model_validate(row.header), bytes(row.digest), *tuple(row)[4:]
         )
         for row in rows
     }
@@ -262,13 +262,13 @@ def known(tx: Tx, envelope: int, ids: Sequence[str], people: Sequence[str]) -> t
     tx.run("SET LOCAL enable_seqscan = off")
     rows = tx.rows(
         """SELECT true AS id, disbursement_id AS found FROM disbursements
-           WHERE envelope = %(envelope)s AND disbursement_id = ANY(%(ids)s::text[])
+           WHERE envelope = %(envelope)s AND disbursement_id = ANY(string_to_array(%(ids)s, E'\\n'))
            UNION ALL
            SELECT false, beneficiary_id FROM disbursements
-           WHERE envelope = %(envelope)s AND beneficiary_id = ANY(%(people)s::text[])""",
+           WHERE envelope = %(envelope)s AND beneficiary_id = ANY(string_to_array(%(people)s, E'\\n'))""",
         envelope=envelope,
-        ids=ids,
-        people=people,
+        ids="\n".join(ids),  # thousands: as one text they are read ten times faster than as an array of literals
+        people="\n".join(people),
     )
     return {row.found for row in rows if row.id}, {row.found for row in rows if not row.id}
 
@@ -344,9 +344,7 @@ def add_pieces(tx: Tx, pieces: Sequence[tuple[UUID, int, bytes]]) -> None:
 
 
 def piece(tx: Tx, file_id: UUID, number: int) -> bytes | None:
-    rows = tx.rows(
-        "SELECT sealed FROM statement_pieces WHERE file_id = %(id)s AND piece = %(piece)s", id=file_id, piece=number
-    )
+    rows = tx.rows("SELECT sealed FROM statement_pieces WHERE file_id = %(id)s AND piece = %(piece)s", id=file_id, piece=number)
     return bytes(rows[0].sealed) if rows else None
 
 
@@ -372,6 +370,17 @@ def add_statements(tx: Tx, statements: Sequence[Mapping[str, Any]]) -> set[UUID]
 
 def statement(tx: Tx, statement_id: UUID) -> Any:
     return tx.one("SELECT * FROM statements WHERE statement_id = %(id)s", id=statement_id)
+
+
+def short_statements(tx: Tx, file_id: UUID, limit: int) -> list[UUID]:
+    """Statements of a file which are still to be read and have a single chunk."""
+    rows = tx.rows(
+        """SELECT statement_id FROM statements WHERE file_id = %(id)s AND state = 'READING' AND chunks = 1
+           ORDER BY next_byte LIMIT %(limit)s""",
+        id=file_id,
+        limit=limit,
+    )
+    return [row.statement_id for row in rows]
 
 
 def save_reading(tx: Tx, statement_id: UUID, chunks_read: int, unparsable: int, next_byte: int) -> None:

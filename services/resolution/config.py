@@ -37,7 +37,7 @@ class Settings(ServiceSettings):
 
     resolve_max_items: int = Field(default=1000, ge=1, le=1000, description="people in one request")
     resolve_concurrency: int = Field(default=4, ge=1, le=100, description="calls at once, per replica")
-    resolve_timeout_seconds: float = Field(default=30.0, gt=0, description="of one request")
+    resolve_timeout_seconds: float = Field(default=20.0, gt=0, description="of one request; below shutdown_seconds")
     resolve_lease_seconds: float = Field(default=60.0, gt=0, description="of one call, all of its requests together")
     resolve_max_attempts: int = Field(default=10, ge=1)
     resolve_backoff_first_seconds: float = Field(default=0.5, gt=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from uuid import UUID
 
 import httpx
 
@@ -29,7 +29,7 @@ _log = get("resolution")
 
 def on_batch_cut(tx: Tx, events: Sequence[Event[BatchCut]]) -> None:
     """Store the batch; the mapper is asked after the commit."""
-    cuts: dict[Any, tuple[BatchCut, Cause]] = {}
+    cuts: dict[UUID, tuple[BatchCut, Cause]] = {}
     for event in events:
         cut = event.data
         if cut.header.benefit_type != "CASH_DIGITAL":  # nobody is paid by account: not applicable, and others know it
@@ -110,12 +110,12 @@ class Resolve:
         if not isinstance(settled.answer, Done):
             return
         answered: Answered = settled.answer.value
-        event = self._event(answered)
+        event = self.event(answered)
         header = event.header
         if store.answer(tx, header.batch_id, event.part, event.items, event.unresolved):
             self._outbox.append(tx, [outgoing(event, header.batch_id, settled.claim.cause, header.batch_id, event.part)])
 
-    def _event(self, answered: Answered) -> BatchAddressesResolved:
+    def event(self, answered: Answered) -> BatchAddressesResolved:
         """The part's event. Whoever does not fit into one event is held, resolved as they are, and fits into the next."""
         found, held = answered.found, answered.held
         while True:

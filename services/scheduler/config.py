@@ -30,7 +30,7 @@ class Job(BaseModel):
     def _known_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             raise ValueError(f"{name!r} is no time zone of the IANA database, such as Africa/Dakar") from None
         return name
 

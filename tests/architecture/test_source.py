@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # A checkout works anywhere: no folder of one machine, no registry, which may be a mirror elsewhere.
 FOREIGN = re.compile(
     r"(?<![\w.<{/])/(?:home|root|tmp|Users|work)/\w"
-    r"|(?:pypi|npmjs|maven|crates|rubygems)\.(?:org|com)|pythonhosted|repo1\.|proxy\.golang"
+    r"|(?:pypi|npmjs|maven|crates|rubygems)\.(?:org|com)|maven\.apache|pythonhosted|repo1\.|proxy\.golang"
     r"|--(?:extra-)?index-url|--find-links"
 )
 

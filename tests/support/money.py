@@ -1,5 +1,6 @@
 """Envelopes and batches for tests of funds, with addresses sealed as resolution seals them."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from libs.common.contracts.base import BatchHeader, EnvelopeHeader, Item, Unreso
 from libs.common.contracts.ingestion import CancelledItem, DisbursementsCancelling, EnvelopeCancelling, EnvelopeCompleted
 from libs.common.contracts.resolution import BatchAddressesResolved
 from libs.common.seal import Sealer
-from libs.local.client import BankAdmin
+from libs.local.client import BankAdmin, Profile
 from tests.support.world import World
+
+_INCARNATIONS = itertools.count(1)
 
 
 @dataclass
@@ -21,13 +24,15 @@ class Payout:
 
     world: World
     bank: BankAdmin
-    profile: str = "full"
+    profile: Profile = "full"
     name: str = "E1"
     balance_minor: int = 100_000_000_000
     batches: list[BatchAddressesResolved] = field(default_factory=list)
     schedule_date: date = date(2026, 1, 2)
 
     def __post_init__(self) -> None:
+        # Each test has a new database and counts instructions from 1, at a bank which remembers every reference.
+        self.incarnation = next(_INCARNATIONS)
         self.prefix = f"{self.world.name}-{self.name}-"  # the bank's ledger serves many tests
         self.account = f"SP{self.world.name}{self.profile}".upper()[:34]
         self.bank.put_account(self.profile, self.account, "EUR", self.balance_minor)
@@ -36,10 +41,10 @@ class Payout:
             envelope_id=envelope_uuid("test", self.name),
             source="test",
             publisher_envelope_id=self.name,
-            programme={"id": "P1", "mnemonic": "Rice"},  # type: ignore[arg-type]
-            benefit_code={"id": "B1", "mnemonic": "CASH"},  # type: ignore[arg-type]
+            programme={"id": "P1", "mnemonic": "Rice"},
+            benefit_code={"id": "B1", "mnemonic": "CASH"},
             benefit_type="CASH_DIGITAL",
-            cycle={"id": "C1", "mnemonic": "2026-11"},  # type: ignore[arg-type]
+            cycle={"id": "C1", "mnemonic": "2026-11"},
             currency="EUR",
             schedule_date=self.schedule_date,
         )
@@ -49,7 +54,11 @@ class Payout:
         """What a funds process must be told of the bank."""
         banks = {code: {"adapter": code.lower(), "url": f"{self.bank.base_url}/{code.lower()}"} for code in ("FULL", "EXAMPLE")}
         sponsor = {"bank": self.profile.upper(), "account": self.account}
-        return {"ALMONER_FUNDS_BANKS": json.dumps(banks), "ALMONER_FUNDS_SPONSORS": json.dumps({"default": sponsor})}
+        return {
+            "ALMONER_FUNDS_BANKS": json.dumps(banks),
+            "ALMONER_FUNDS_SPONSORS": json.dumps({"default": sponsor}),
+            "ALMONER_FUNDS_INCARNATION": str(self.incarnation),
+        }
 
     @property
     def envelope_id(self) -> UUID:

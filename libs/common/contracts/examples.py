@@ -109,7 +109,10 @@ _PUBLISHED: dict[type[EventData], dict[str, Any]] = {
         "format": "MT940",
         "text": (
             ":20:STMT20261124\r\n:25:001234567890\r\n:28C:328/1\r\n:60F:C261124PHP98000000,00\r\n"
-            ":61:2611241124D5000,00NTRFA000000001009NZ9//BANK0000471\r\n:86:A000000001009NZ9\r\n"
+            ":61:2611241124D5000,00NTRFA000000001009NZ9//BANK0000471\r\n:86:Rice assistance\r\n"
+            ":61:2611241124D7512,50NTRFA00000000101BWSE//BANK0000472\r\n:86:Rice assistance\r\n"
+            ":61:2611241124RD7512,50NTRFA00000000101BWSE//BANK0000473\r\n:86:Account closed\r\n"
+            ":61:2611241124DNTRFFEES\r\n"
             ":62F:C261124PHP97995000,00\r\n-"
         ),
     },
@@ -124,9 +127,9 @@ _ANSWERS: dict[type[EventData], dict[str, Any]] = {
         "items": 4,
         "warnings": [
             {
-                "code": "BENEFICIARY_REPEATED",
+                "code": "DUPLICATE_BENEFICIARY",
                 "pointer": "/items/3/beneficiary_id",
-                "message": "FARMER-1004714 is paid more than once by this envelope",
+                "message": "is in this envelope more than once; each disbursement will be paid",
             }
         ],
         "cancelled": 0,
@@ -142,7 +145,7 @@ _ANSWERS: dict[type[EventData], dict[str, Any]] = {
         "publisher_envelope_id": _PUBLISHER_ENVELOPE_ID,
         "errors": [
             {
-                "code": "INVALID_DATA",
+                "code": "INVALID_DISBURSEMENT_QUANTITY",
                 "pointer": "/items/2/amount_minor",
                 "message": "Input should be greater than 0",
             }
@@ -188,7 +191,7 @@ _INGESTION: dict[type[EventData], dict[str, Any]] = {
         "currency": "PHP",
         "opening_minor": 9_800_000_000,
         "closing_minor": 9_799_500_000,
-        "lines": 3,
+        "lines": 4,
         "chunks": 1,
     },
     ingestion.StatementLines: {
@@ -204,7 +207,7 @@ _INGESTION: dict[type[EventData], dict[str, Any]] = {
                 "value_date": "2026-11-24",
                 "customer_reference": reference,
                 "bank_reference": f"BANK000047{line}",
-                "fifth_narrative": reference,
+                "fifth_narrative": "",
             }
             for line, mark, item, reference in [
                 (1, "D", _PAID, "A000000001009NZ9"),
@@ -212,7 +215,7 @@ _INGESTION: dict[type[EventData], dict[str, Any]] = {
                 (3, "RD", _REVERSED, "A00000000101BWSE"),
             ]
         ],
-        "unparsable": [{"line": 4, "reason": "the amount is missing"}],
+        "unparsable": [{"line": 4, "reason": "not in the form of :61: (date, mark, amount, type, references)"}],
         "count": 3,
         "total_minor": _PAID["amount_minor"] + 2 * _REVERSED["amount_minor"],
         "sealed": _SEALED,
@@ -237,7 +240,7 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
     funds.FundsShort: {
         "header": _HEADER,
         "amount_minor": _TOTAL,
-        "reason": "INSUFFICIENT_FUNDS",
+        "reason": "FUNDS_NOT_AVAILABLE",
         "message": "Insufficient funds",
     },
     funds.FundsBlocked: {"header": _HEADER, "block": 1, "amount_minor": _TOTAL, "bank_reference": "BLK0000000000001"},
@@ -288,7 +291,7 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
     funds.PaymentsDispatched: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED))},
     funds.PaymentsConfirmed: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "statement_id": _STATEMENT_ID},
     funds.PaymentsReversed: {**_PAYMENTS, **_chunk(_amounts(_REVERSED)), "statement_id": _STATEMENT_ID},
-    funds.PaymentsUnknown: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "reason": "NO_ANSWER"},
+    funds.PaymentsUnknown: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "reason": "ANSWER_LOST"},
     funds.PaymentsHeld: {
         "header": _BATCH_HEADER,
         **_chunk([{**_amounts(_UNRESOLVED)[0], "reason": "NOT_LINKED", "message": "succ.fa.not_linked_to_id"}]),
@@ -302,7 +305,7 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
         "statement_id": _STATEMENT_ID,
         "account_token": _ACCOUNT,
         "currency": "PHP",
-        "lines": 3,
+        "lines": 4,
         "confirmed": 2,
         "confirmed_minor": _PAID["amount_minor"] + _REVERSED["amount_minor"],
         "reversed": 1,

@@ -144,6 +144,11 @@ def wire_payments(
     return wire
 
 
+def plain(text: object) -> str:
+    """A bank's own words, short enough to be repeated for each of 1,000 payments, without what a database cannot hold."""
+    return str(text or "").replace("\x00", "")[:200]
+
+
 def _refused(answer: Mapping[str, Any], code: str) -> Refused:
     named = answer.get("error_code")
-    return Refused(named if isinstance(named, str) and named else code, str(answer.get("error_message") or "")[:500])
+    return Refused(named if isinstance(named, str) and named else code, plain(answer.get("error_message")))

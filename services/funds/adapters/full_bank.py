@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from libs.common.money import to_decimal
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
-from services.funds.adapters.example_bank import ExampleBank, read_block, read_response, wire_payments
+from services.funds.adapters.example_bank import ExampleBank, plain, read_block, read_response, wire_payments
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded
 
 Read = Mapping[str, Any] | NotSent | MaybeDone
@@ -60,7 +60,7 @@ class FullBank(ExampleBank):
             return Done(Succeeded(reference))
         if answer.get("status") == "failed":
             code, message = answer.get("error_code"), answer.get("error_message")
-            return Done(Refused(str(code or "RELEASE_REFUSED"), str(message or "")[:500]))
+            return Done(Refused(str(code or "RELEASE_REFUSED"), plain(message)))
         return MaybeDone("NONSENSE", "release_funds answered neither a reference nor a failure", repeatable=True)
 
     def read_dispatch(self, answer: Read) -> Answer:
@@ -72,7 +72,7 @@ class FullBank(ExampleBank):
             for result in results:
                 reference, status = _text(result, "payment_reference_number"), _text(result, "status")
                 if status == "refused" and reference:
-                    refused.append((reference, _text(result, "error_code") or "REFUSED", _text(result, "error_message")))
+                    refused.append((reference, _text(result, "error_code") or "REFUSED", plain(_text(result, "error_message"))))
                 elif status != "accepted" or not reference:
                     return MaybeDone("NONSENSE", "a payment's result is neither accepted nor refused")
             return Done(Accepted(refused))

@@ -3,14 +3,14 @@
 import pytest
 
 from libs.common.contracts import funds
-from libs.local.client import BankAdmin
+from libs.local.client import BankAdmin, Profile
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 
 
 @pytest.mark.parametrize("profile", ["full", "example"])
-def test_everybody_is_paid_once_and_the_statement_settles_the_envelope(world: World, bank: BankAdmin, profile: str) -> None:
+def test_everybody_is_paid_once_and_the_statement_settles_the_envelope(world: World, bank: BankAdmin, profile: Profile) -> None:
     payout = Payout(world, bank, profile)
     for _ in range(3):
         payout.batch(1000)
@@ -26,5 +26,7 @@ def test_everybody_is_paid_once_and_the_statement_settles_the_envelope(world: Wo
     [settled] = world.events("funds.envelopes.v1", funds.EnvelopeSettled, at_least=1)
     assert settled.data.position.confirmed == sum(item.amount_minor for item in payout.items())
     confirmed = world.events("funds.payments.v1", funds.PaymentsConfirmed, at_least=3)
-    assert sorted(i.disbursement_id for e in confirmed for i in e.data.items) == sorted(i.disbursement_id for i in payout.items())
+    assert sorted(i.disbursement_id for e in confirmed for i in e.data.items) == sorted(
+        i.disbursement_id for i in payout.items()
+    )
     assert process.stop() == 0

@@ -139,6 +139,24 @@ def test_transient_waits_unready_and_takes_the_same_messages_again(world: World)
     assert process.alive
 
 
+def test_partitions_that_change_hands_during_an_outage_lose_nothing(world: World) -> None:
+    replicas = [world.run("probe", ALMONER_PROBE_CONSUME_MAX_MESSAGES="5") for _ in range(2)]
+    for replica in replicas:
+        world.until(replica.ready)
+    world.databases.cut_off(world.name)
+    for number in range(60):
+        world.publish(IN, Note(number=number), number)
+    for replica in replicas:
+        world.until(lambda replica=replica: replica.logged("waiting to fold again"))  # type: ignore[misc]
+    replicas[0].kill()
+    group = f"{world.prefix}almoner-probe"
+    world.until(lambda: len(world.kafka.admin.describe_consumer_groups([group])[group].result(10).members) == 1)
+    world.databases.bring_back(world.name)
+    world.until(lambda: len(noted(world)) >= 60, what="all events")
+    assert noted(world) == list(range(60))
+    assert letters(world) == []
+
+
 def test_a_database_that_is_away_at_the_start_is_waited_for(world: World, free_port: int) -> None:
     world.publish(IN, Note(number=1), "k")
     world.databases.cut_off(world.name)

@@ -106,6 +106,8 @@ CREATE TABLE statements (
     CHECK (state = 'REJECTED' OR num_nulls(currency, opening_minor, closing_minor) = 0)
 ) WITH (fillfactor = 70);
 
+CREATE INDEX statements_file ON statements (file_id);
+
 CREATE VIEW ops_envelopes AS
     SELECT envelope_id, source, publisher_envelope_id, header->'programme'->>'id' AS programme,
            header->'benefit_code'->>'id' AS benefit_code, header->>'currency' AS currency,

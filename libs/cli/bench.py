@@ -1,0 +1,396 @@
+"""`almoner bench N`: how fast N disbursements go from submission to their last confirmation, and what that costs.
+
+Separate processes, real HTTP, Kafka and PostgreSQL with durable commits; the last line is one JSON object.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from libs.cli import sample, sheet
+from libs.cli.context import CliError, Refused, Views
+from libs.cli.demo import environment
+from libs.cli.send import Publisher
+from libs.cli.submit import declared, publish
+from libs.common.clock import utc_now
+from libs.common.contracts.base import Mnemonic, envelope_uuid
+from libs.common.contracts.ingestion import BenefitCode, Cycle, Disbursement, EnvelopeSubmitted
+from libs.local import postgres, services
+from libs.local.client import BankAdmin, MapperAdmin
+from libs.local.stack import Stack, StackError, owned
+
+ROLES = ("ingestion", "resolution", "funds", "scheduler", "bank", "mapper", "bench")
+INFRASTRUCTURE = ("broker", "database")
+SOURCE = "bench"
+IDLE_ENVELOPES = 20
+IDLE_SILENCE_SECONDS = 2.0
+LIMIT_SECONDS = 3600.0
+STALLED_SECONDS = 120.0
+REST_SECONDS = 60.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def measure_all(count: int) -> None:
+    """Prints the numbers; the last line is JSON. Raises CliError where not all was confirmed or the books don't balance."""
+    try:
+        with owned(simulators=True, name="bench") as stack, environment(stack):
+            services.start(stack, say=say)
+            result = measure(stack, count)
+    except StackError as error:
+        raise CliError(str(error)) from error
+    sys.stderr.flush()
+    print(json.dumps(result), flush=True)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def measure(stack: Stack, count: int) -> dict[str, Any]:
+    durability(stack)
+    with tempfile.TemporaryDirectory(prefix="almoner-bench-") as folder, Views() as views:
+        file = Path(folder) / "bench.csv"
+        load_people(stack, file, count)
+        rows_before = stored_rows(stack)
+        with Usage(stack) as usage:
+            started = run(file, "bench")
+            seconds = wait_until_confirmed(views, "bench", count) - started
+        used = usage.report()
+        rows = (stored_rows(stack) - rows_before) / count
+        say(f"{count:,} disbursements confirmed in {seconds:.2f} s, {count / seconds:,.0f} a second")
+        copy_seconds = copy(stack, 3 * count)
+        say(f"COPY of {3 * count:,} rows takes {copy_seconds:.2f} s")
+        idle = idle_latency(stack, views)
+        check_books()
+    return {
+        "disbursements": count,
+        "seconds": round(seconds, 3),
+        "per_second": round(count / seconds, 1),
+        "copy_seconds": round(copy_seconds, 3),
+        "ratio": round(seconds / copy_seconds, 2),
+        "rows_per_disbursement": round(rows, 2),
+        "idle_latency_ms": round(idle, 1),
+        **used,
+    }
+
+
+def durability(stack: Stack) -> None:
+    """Assert and print that what is committed is durable: speed without it would mean nothing."""
+    from libs.common import kafka
+
+    found = postgres.durability(stack.addresses.database_url)
+    if found != postgres.DURABLE:
+        raise CliError(f"the database is not durable: {found}")
+    source = Path(kafka.__file__).read_text()
+    if '"acks": "all"' not in source or '"enable.idempotence": True' not in source:
+        raise CliError("the producers do not wait for all replicas")
+    settings = " ".join(f"{name}={value}" for name, value in found.items())
+    say(f"durable: {settings} acks=all enable.idempotence=true")
+
+
+def load_people(stack: Stack, file: Path, count: int) -> None:
+    say(f"loading {count:,} people into the mapper …")
+    sample.write(file, count)
+    with MapperAdmin(stack.addresses.mapper_url) as mapper:
+        mapper.put_people((person, sample.address(person)) for _, person, _, _ in sample.people(count))
+
+
+def run(file: Path, envelope_id: str) -> float:
+    """Submit a file; returns the Unix time of the first delivery report."""
+    envelope = sheet.EnvelopeFile(
+        envelope_id=envelope_id,
+        programme=Mnemonic(id="BENCH"),
+        benefit_code=BenefitCode(id="CASH", type="CASH_DIGITAL"),
+        cycle=Cycle(id="2026-11"),
+        currency=services.CURRENCY,
+        schedule_date=utc_now().date(),
+    )
+    summary = sheet.check(file, envelope.currency)
+    publisher = Publisher(SOURCE)
+    publish(publisher, declared(envelope, summary), sheet.disbursements(file, envelope.currency))
+    assert publisher.first_delivered_at is not None
+    return publisher.first_delivered_at
+
+
+def wait_until_confirmed(views: Views, publisher_id: str, count: int) -> float:
+    """Unix time of the commit of the last confirmation. Raises Refused when nothing is confirmed for a while."""
+    envelope_id = envelope_uuid(SOURCE, publisher_id)
+    until = time.monotonic() + LIMIT_SECONDS
+    confirmed, moved_at, said_at = 0, time.monotonic(), time.monotonic()
+    while time.monotonic() < until:
+        row = views.one(
+            "SELECT confirmed, held, unknown, last_confirmed_at FROM funds.ops_envelopes WHERE envelope_id = %(id)s",
+            id=envelope_id,
+        )
+        if row is not None and row.confirmed == count:
+            return float(row.last_confirmed_at.timestamp())
+        if row is not None and row.confirmed != confirmed:
+            confirmed, moved_at = row.confirmed, time.monotonic()
+        if time.monotonic() - moved_at > STALLED_SECONDS:
+            raise Refused(f"{confirmed:,} of {count:,} confirmed, and nothing for {STALLED_SECONDS:.0f} s: {row}")
+        if count > 1 and time.monotonic() - said_at > 5:
+            said_at = time.monotonic()
+            say(f"  {confirmed:,} confirmed")
+        time.sleep(0.25 if count > 1 else 0.005)
+    raise Refused(f"not all confirmed within {LIMIT_SECONDS:.0f} s")
+
+
+def stored_rows(stack: Stack) -> int:
+    """Rows in all tables of the services' schemas."""
+    connection = postgres.connect(stack.addresses.database_url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """SELECT format('SELECT count(*) FROM %%I.%%I', schemaname, tablename) FROM pg_tables
+                   WHERE schemaname = ANY(%s) AND tablename NOT LIKE 'inbox\\_%%'""",
+                (list(services.SERVICES),),
+            )
+            queries = " UNION ALL ".join(query for (query,) in cursor.fetchall())
+            cursor.execute(f"SELECT sum(count) FROM ({queries}) AS counted")
+            return int(cursor.fetchall()[0][0])
+    finally:
+        connection.close()
+
+
+def copy(stack: Stack, rows: int) -> float:
+    """Seconds to COPY rows of about 105 bytes with key (batch, position), one connection, best of three."""
+    connection = postgres.connect(stack.addresses.database_url)
+    best = float("inf")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP SCHEMA IF EXISTS bench CASCADE; CREATE SCHEMA bench")
+            cursor.execute(
+                """CREATE TABLE bench.rows (batch int, position int, amount_minor bigint, disbursement_id text COLLATE "C",
+                   beneficiary_id text COLLATE "C", reference text, detail text, PRIMARY KEY (batch, position))"""
+            )
+            for _ in range(3):
+                cursor.execute("TRUNCATE bench.rows")
+                started = time.monotonic()
+                cursor.copy_expert("COPY bench.rows FROM STDIN", Lines(rows))  # type: ignore[arg-type]
+                best = min(best, time.monotonic() - started)
+            cursor.execute("SELECT count(*) FROM bench.rows")
+            assert cursor.fetchall()[0][0] == rows
+            cursor.execute("DROP SCHEMA bench CASCADE")
+    finally:
+        connection.close()
+    return best
+
+
+class Lines:
+    """A file of rows which is made while it is read, so that no disk and no memory is measured with it."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._made = 0
+        tail = "\tNRB31000007\tA00000000010A1B2C\tDrought relief November 2026, a narrative as it is\n"
+        self._template = [f"\t{position}\t421550\tDR26-11-{position:07d}{tail}" for position in range(1000)]
+
+    def read(self, _size: int = 0) -> bytes:
+        """One batch of 1,000 rows; empty at the end."""
+        count = min(1000, self._rows - self._made)
+        batch = str(self._made // 1000)
+        self._made += count
+        return "".join([batch + line for line in self._template[:count]]).encode()
+
+
+def idle_latency(stack: Stack, views: Views) -> float:
+    """Median milliseconds from a single disbursement's delivery report to the commit of its confirmation, when all is idle."""
+    with BankAdmin(stack.addresses.bank_url) as bank:
+        services.push_statements(stack, bank, push_after_ms=0)
+    publisher = Publisher(SOURCE)
+    found: list[float] = []
+    [(_, person, name, amount_minor)] = sample.people(1)
+    for number in range(IDLE_ENVELOPES):
+        time.sleep(IDLE_SILENCE_SECONDS)
+        event = EnvelopeSubmitted(
+            envelope_id=f"idle-{number}",
+            programme=Mnemonic(id="BENCH"),
+            benefit_code=BenefitCode(id="CASH", type="CASH_DIGITAL"),
+            cycle=Cycle(id="2026-11"),
+            number_of_beneficiaries=1,
+            number_of_disbursements=1,
+            total_minor=amount_minor,
+            currency=services.CURRENCY,
+            schedule_date=utc_now().date(),
+        )
+        one = Disbursement(
+            disbursement_id=f"idle-{number}", beneficiary_id=person, amount_minor=amount_minor, beneficiary_name=name
+        )
+        publisher.first_delivered_at = None
+        publish(publisher, event, iter([one]))
+        assert publisher.first_delivered_at is not None
+        confirmed_at = wait_until_confirmed(views, event.envelope_id, 1)
+        found.append((confirmed_at - publisher.first_delivered_at) * 1000)
+    median = statistics.median(found)
+    say(f"idle latency: median {median:.0f} ms of {IDLE_ENVELOPES}, from {min(found):.0f} to {max(found):.0f}")
+    return median
+
+
+def check_books() -> None:
+    """A fast run that loses money is worth nothing."""
+    from libs.cli.books import prove
+
+    until = time.monotonic() + REST_SECONDS
+    while not (report := prove(None)).at_rest and time.monotonic() < until:
+        time.sleep(1)  # what follows a confirmation (the settlement) is still on its way
+    if not (report.balanced and report.at_rest):
+        faults = [finding for findings in report.findings.values() for finding in findings]
+        raise Refused("the books do not balance after the run: " + "; ".join((faults or report.notes)[:5]))
+    say("books balance: rows, statement lines and events agree")
+
+
+# --- Two replicas against one -------------------------------------------------------------------------------------------
+
+
+def compare_replicas(count: int) -> None:
+    """With simulators that answer after 200 ms and 4 calls at once per replica: one replica of resolution and funds, then two."""
+    rates = {}
+    for replicas in (1, 2):
+        say(f"— {replicas} of resolution and funds")
+        rates[replicas] = measure_replicas(count, replicas)
+    result = {
+        "disbursements": count,
+        "one_per_second": round(rates[1], 1),
+        "two_per_second": round(rates[2], 1),
+        "ratio": round(rates[2] / rates[1], 2),
+    }
+    sys.stderr.flush()
+    print(json.dumps(result), flush=True)
+
+
+def measure_replicas(count: int, replicas: int) -> float:
+    try:
+        with owned(simulators=True, name="bench") as stack, environment(stack):
+            services.start(stack, replicas=replicas, say=say)
+            with tempfile.TemporaryDirectory(prefix="almoner-bench-") as folder, Views() as views:
+                file = Path(folder) / "bench.csv"
+                load_people(stack, file, count)
+                with BankAdmin(stack.addresses.bank_url) as bank, MapperAdmin(stack.addresses.mapper_url) as mapper:
+                    bank.add_fault("late", seconds=0.2)
+                    mapper.add_fault("late", seconds=0.2)
+                started = run(file, "bench")
+                seconds = wait_until_confirmed(views, "bench", count) - started
+    except StackError as error:
+        raise CliError(str(error)) from error
+    say(f"{count:,} disbursements confirmed in {seconds:.2f} s, {count / seconds:,.0f} a second")
+    return count / seconds
+
+
+# --- What the processes use -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Used:
+    """One process: its peak of resident memory, and CPU seconds within the measured time."""
+
+    role: str
+    peak_bytes: int
+    first_cpu_seconds: float
+    last_cpu_seconds: float
+
+
+class Usage:
+    """Looks at /proc several times a second; restarts, replicas and children of a role add up."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._seen: dict[tuple[int, str], Used] = {}
+        self._infrastructure: dict[str, int] = dict.fromkeys(INFRASTRUCTURE, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Usage":
+        self._look(first=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def report(self) -> dict[str, Any]:
+        """peak_rss_mb and cpu_seconds by role, infra_rss_mb by part."""
+        peaks = {role: sum(one.peak_bytes for one in self._seen.values() if one.role == role) for role in ROLES}
+        cpu = {
+            role: sum(one.last_cpu_seconds - one.first_cpu_seconds for one in self._seen.values() if one.role == role)
+            for role in ROLES
+        }
+        return {
+            "peak_rss_mb": {role: round(size / 1e6, 1) for role, size in peaks.items()},
+            "cpu_seconds": {role: round(seconds, 2) for role, seconds in cpu.items()},
+            "infra_rss_mb": {part: round(size / 1e6, 1) for part, size in self._infrastructure.items()},
+        }
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.25):
+            self._look()
+
+    def _look(self, *, first: bool = False) -> None:
+        children = family()
+        named = {process.name: process.pid for process in self._stack.status() if process.pid}
+        named["bench-1"] = os.getpid()
+        for name, pid in named.items():
+            role = name.partition("-")[0]
+            pids = [pid] if role == "bench" else descendants(pid, children)
+            if role in INFRASTRUCTURE:
+                size = sum(proportional_bytes(one) for one in pids)
+                self._infrastructure[role] = max(self._infrastructure[role], size)
+            elif role in ROLES:
+                for one in pids:
+                    self._count(role, one, first)
+
+    def _count(self, role: str, pid: int, first: bool) -> None:
+        found = stat(pid)
+        if found is None:
+            return
+        started, cpu_seconds, peak_bytes = found
+        # What was born within the measured time has used nothing before.
+        used = self._seen.setdefault((pid, started), Used(role, 0, cpu_seconds if first else 0.0, cpu_seconds))
+        used.last_cpu_seconds = cpu_seconds
+        used.peak_bytes = max(used.peak_bytes, peak_bytes)
+
+
+def stat(pid: int) -> tuple[str, float, int] | None:
+    """(start time, CPU seconds, peak of resident bytes) of a process; None once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    peak_bytes = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+    return fields[19], (int(fields[11]) + int(fields[12])) / _TICKS, peak_bytes
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process in which what it shares counts in part: PostgreSQL's buffers belong to all of its processes."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (OSError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def family() -> Mapping[int, list[int]]:
+    """Parent -> children, of all processes."""
+    found: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ProcessLookupError, IndexError):
+                continue
+            found.setdefault(parent, []).append(int(folder.name))
+    return found
+
+
+def descendants(pid: int, children: Mapping[int, list[int]]) -> list[int]:
+    return [pid, *(one for child in children.get(pid, []) for one in descendants(child, children))]

@@ -1,0 +1,68 @@
+"""Books, proof (b): every confirmed or reversed payment has its line on the bank's statements, and every line its payment."""
+
+from collections.abc import Iterator
+
+from libs.cli.evidence import Evidence
+
+
+def confirmed_has_its_line(evidence: Evidence) -> Iterator[str]:
+    yield from _cited(evidence, "confirmed", "D", "state IN ('CONFIRMED', 'REVERSED')")
+    for row in evidence.ledger.query(
+        """SELECT * FROM payment p WHERE state IN ('CONFIRMED', 'REVERSED') AND confirmed_by IS NULL AND NOT EXISTS (
+               SELECT 1 FROM fact f WHERE f.e = p.e AND f.id = p.id AND f.kind = 'confirmed' AND f.statement IS NULL
+                   AND f.instruction = p.instruction)"""
+    ):
+        payment = f"payment {row['reference']} of disbursement {row['id']} ({row['minor']})"
+        yield f"{evidence.names[row['e']]}: {payment} is {row['state']} by no line and by no operator"
+
+
+def reversed_has_its_line(evidence: Evidence) -> Iterator[str]:
+    yield from _cited(evidence, "reversed", "RD", "state = 'REVERSED'")
+
+
+def _cited(evidence: Evidence, word: str, mark: str, condition: str) -> Iterator[str]:
+    for row in evidence.ledger.query(
+        f"""SELECT p.*, l.mark, l.minor AS line_minor, l.reference AS line_reference, l.fifth
+            FROM payment p LEFT JOIN line l ON l.statement = p.{word}_by AND l.line = p.{word}_line
+            WHERE {condition} AND p.{word}_by IS NOT NULL
+              AND (l.mark IS NOT ? OR l.minor <> p.minor OR p.reference NOT IN (l.reference, l.fifth))""",
+        mark,
+    ):
+        place = f"line {row[word + '_line']} of statement {row[word + '_by']}"
+        payment = f"payment {row['reference']} of disbursement {row['id']} ({row['minor']}) is {word}"
+        if row["mark"] is None:
+            yield f"{evidence.names[row['e']]}: {payment} by {place}, which is not there"
+        else:
+            line = f"{row['mark']} {row['line_minor']} {row['fifth'] or row['line_reference']}"
+            yield f"{evidence.names[row['e']]}: {payment} by {place}, which says {line}"
+
+
+def line_has_its_payment(evidence: Evidence) -> Iterator[str]:
+    """Every debit and reversal counts for a payment, repeats one that does, or is an exception (line 0: all of the statement)."""
+    every = "TRUE" if len(evidence.rows) > 1 or not _only_some(evidence) else "known.e IS NOT NULL"
+    for row in evidence.ledger.query(
+        f"""SELECT l.*, known.id AS id, known.e AS e, known.state AS state FROM line l
+            LEFT JOIN payment known ON known.reference = CASE WHEN l.fifth = '' THEN l.reference ELSE l.fifth END
+            WHERE l.mark IN ('D', 'RD') AND {every}
+              AND NOT EXISTS (SELECT 1 FROM exception x WHERE x.statement = l.statement AND x.line IN (l.line, 0))
+              AND NOT EXISTS (SELECT 1 FROM payment p
+                              WHERE l.mark = 'D' AND p.confirmed_by = l.statement AND p.confirmed_line = l.line)
+              AND NOT EXISTS (SELECT 1 FROM payment p
+                              WHERE l.mark = 'RD' AND p.reversed_by = l.statement AND p.reversed_line = l.line)
+              AND NOT EXISTS (SELECT 1 FROM line o JOIN payment p ON
+                                  CASE l.mark WHEN 'D' THEN p.confirmed_by = o.statement AND p.confirmed_line = o.line
+                                              ELSE p.reversed_by = o.statement AND p.reversed_line = o.line END
+                              WHERE o.reference = l.reference AND o.mark = l.mark AND o.minor = l.minor
+                                AND o.bank_reference = l.bank_reference AND l.bank_reference NOT IN ('', 'NONREF')
+                                AND p.reference = known.reference)"""
+    ):
+        whose = f"disbursement {row['id']}, which is {row['state']}" if row["id"] else "no payment"
+        yield (
+            f"line {row['line']} of statement {row['statement']} ({row['mark']} {row['minor']}, reference "
+            f"{row['fifth'] or row['reference']}) counts for {whose}, and is no exception either"
+        )
+
+
+def _only_some(evidence: Evidence) -> bool:
+    all_envelopes = evidence.views.one("SELECT count(*) AS n FROM funds.ops_envelopes").n
+    return bool(all_envelopes > len(evidence.rows))

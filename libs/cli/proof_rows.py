@@ -1,0 +1,123 @@
+"""Books, proof (a): both identities from the counters, and every counter recomputed from rows."""
+
+from collections.abc import Iterator
+
+from libs.cli.evidence import ENDS, LIVE, PARTS, POSITION, STATE_OF, Evidence
+
+_NOWHERE = f"""
+    SELECT d.id, d.minor FROM disbursement d WHERE d.e = ?
+    AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.e = d.e AND p.id = d.id AND {LIVE})
+    AND NOT EXISTS (SELECT 1 FROM held h WHERE h.e = d.e AND h.id = d.id)
+    AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.e = d.e AND c.id = d.id)
+"""
+
+
+def identities(evidence: Evidence) -> Iterator[str]:
+    for name, row in zip(evidence.names, evidence.rows, strict=True):
+        position = {part: getattr(row, f"{part}_minor") for part in POSITION}
+        parts, ends = sum(position[part] for part in PARTS), sum(position[part] for part in ENDS)
+        if position["blocked"] and position["blocked"] != parts:
+            yield f"{name}: blocked is {position['blocked']}, its parts add up to {parts}"
+        if position["dispatched"] != ends:
+            yield f"{name}: dispatched is {position['dispatched']}, its parts add up to {ends}"
+
+
+def recomputed(evidence: Evidence, number: int) -> dict[str, int]:
+    """An envelope's position from its rows alone (but for what has not arrived at funds, which has none there)."""
+    envelope_id = evidence.rows[number].envelope_id
+    by_state = {
+        row["state"]: row["minor"]
+        for row in evidence.ledger.query("SELECT state, sum(minor) AS minor FROM payment WHERE e = ? GROUP BY state", number)
+    }
+    found = {name: by_state.get(state, 0) for name, state in STATE_OF.items()}
+    found["dispatched"] = found["outstanding"] + found["confirmed"] + found["reversed"]
+    found["blocked"] = sum(b.amount_minor for b in evidence.blocks if b.envelope_id == envelope_id and b.state == "BLOCKED")
+    ours = [release for release in evidence.releases if release.envelope_id == envelope_id]
+    found["released"] = sum(release.amount_minor for release in ours if release.state == "RELEASED")
+    kept = sum(release.amount_minor for release in ours if release.state in ("REFUSED", "NOT_OFFERED"))
+    asked = sum(release.amount_minor for release in ours if release.state in ("PENDING", "SENDING", "UNKNOWN"))
+    found["releasing"] = asked + evidence.sum("cancelled", number, "in_block AND NOT released")
+    found["held"] = kept + evidence.sum("held", number)
+    if found["blocked"]:
+        # What is cut and not yet at funds waits too: whatever was submitted and is in no other place.
+        found["waiting"] += _nowhere(evidence, number)
+    return found
+
+
+def counters_are_rows(evidence: Evidence) -> Iterator[str]:
+    for number, (name, row) in enumerate(zip(evidence.names, evidence.rows, strict=True)):
+        if not row.blocked_minor:
+            continue
+        for part, minor in recomputed(evidence, number).items():
+            counter = getattr(row, f"{part}_minor")
+            if counter != minor:
+                yield f"{name}: the counter {part} says {counter}, its rows add up to {minor} (off by {counter - minor})"
+        for part, state in STATE_OF.items():
+            if part == "waiting":
+                continue
+            sql = "SELECT count(*) AS n FROM payment WHERE e = ? AND state = ?"
+            count = next(evidence.ledger.query(sql, number, state))["n"]
+            if count != getattr(row, part):
+                yield f"{name}: the counter {part} says {getattr(row, part)} payments, there are {count} rows"
+
+
+def instructions_are_payments(evidence: Evidence) -> Iterator[str]:
+    rows = evidence.views.stream(
+        """SELECT instruction, count, total_minor, debited_count, debited_minor, reversed_count, reversed_minor
+           FROM funds.ops_instructions WHERE envelope_id = ANY(%(ids)s::uuid[]) ORDER BY instruction""",
+        ids=[row.envelope_id for row in evidence.rows],
+    )
+    for row in rows:
+        found = next(
+            evidence.ledger.query(
+                """SELECT count(*) AS count, coalesce(sum(minor), 0) AS total_minor,
+                       coalesce(sum(state IN ('CONFIRMED', 'REVERSED')), 0) AS debited_count,
+                       coalesce(sum(minor * (state IN ('CONFIRMED', 'REVERSED'))), 0) AS debited_minor,
+                       coalesce(sum(state = 'REVERSED'), 0) AS reversed_count,
+                       coalesce(sum(minor * (state = 'REVERSED')), 0) AS reversed_minor
+                   FROM payment WHERE instruction = ?""",
+                row.instruction,
+            )
+        )
+        for what in found.keys():  # noqa: SIM118 - a Row is no mapping
+            if found[what] != getattr(row, what):
+                yield f"instruction {row.instruction}: {what} says {getattr(row, what)}, its payments give {found[what]}"
+
+
+def amounts_are_as_submitted(evidence: Evidence) -> Iterator[str]:
+    for place, key in (("payment", "instruction || '/' || position"), ("held", "p.id"), ("cancelled", "p.id")):
+        for row in evidence.ledger.query(
+            f"""SELECT p.e, p.id, p.minor, d.minor AS submitted, {key} AS key FROM {place} p
+                LEFT JOIN disbursement d ON d.e = p.e AND d.id = p.id WHERE d.minor IS NOT p.minor"""
+        ):
+            said = "was never submitted" if row["submitted"] is None else f"was submitted with {row['submitted']}"
+            yield f"{evidence.names[row['e']]}: {place} {row['key']} has {row['minor']}, disbursement {row['id']} {said}"
+
+
+def one_place_each(evidence: Evidence) -> Iterator[str]:
+    for row in evidence.ledger.query(
+        f"""SELECT e, id, group_concat(place, ' and ') AS places FROM (
+                SELECT e, id, 'payment ' || instruction || '/' || position || ' ' || state AS place FROM payment WHERE {LIVE}
+                UNION ALL SELECT e, id, 'held ' || reason FROM held
+                UNION ALL SELECT e, id, 'cancelled' FROM cancelled)
+            GROUP BY e, id HAVING count(*) > 1"""
+    ):
+        yield f"{evidence.names[row['e']]}: disbursement {row['id']} is in two places: {row['places']}"
+
+
+def nobody_is_lost(evidence: Evidence) -> Iterator[str]:
+    """Once all has arrived and nothing waits or is released, each disbursement must be in one place."""
+    for number, row in enumerate(evidence.rows):
+        if not row.blocked_minor or row.waiting_minor or row.releasing_minor or row.released_minor:
+            continue
+        for lost in evidence.ledger.query(f"SELECT id, minor FROM ({_NOWHERE})", number):
+            yield f"{evidence.names[number]}: disbursement {lost['id']} of {lost['minor']} is nowhere"
+
+
+def _nowhere(evidence: Evidence, number: int) -> int:
+    """Money of disbursements in no other place: not yet at funds. Those who were held and then released are not in it."""
+    envelope_id = evidence.rows[number].envelope_id
+    sql = f"SELECT coalesce(sum(minor), 0) AS minor FROM ({_NOWHERE})"
+    nowhere = int(next(evidence.ledger.query(sql, number))["minor"])
+    released = sum(release.amount_minor for release in evidence.releases if release.envelope_id == envelope_id)
+    return nowhere - int(released - evidence.sum("cancelled", number, "in_block AND released"))

@@ -1,0 +1,239 @@
+"""Statements: a file is stored sealed as it came and scanned for its statements; their lines are read by a job, in runs of
+a few chunks, so that memory stays flat and a process that dies goes on where it was. Ids derive from the content."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO
+from uuid import UUID
+
+from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import CHUNK_ITEMS, derived_id
+from libs.common.contracts.registry import EVENT_BYTES
+from libs.common.db import Tx, lock_key
+from libs.common.envelope import Cause
+from libs.common.jobs import make_due
+from libs.common.outbox import Outbox, Outgoing, outgoing
+from libs.common.seal import Sealer
+from services.ingestion import store
+from services.ingestion.adapters import mt940_file as mt940
+from services.ingestion.domain import Fault
+
+READ_STATEMENT = "read-statement"
+PIECE_BYTES = 1_000_000
+RUN_CHUNKS = 5  # of one transaction
+_INSERT_BYTES = 4_000_000
+_NARRATIVE_CHARACTERS = 100
+_SEAL_PIECE = "StatementPiece"
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A file that came; `source` says from whom."""
+
+    source: str
+    file: BinaryIO
+    cause: Cause
+
+    @staticmethod
+    def of_text(source: str, text: str, cause: Cause) -> "Incoming":
+        return Incoming(source, io.BytesIO(text.encode()), cause)
+
+
+@dataclass
+class File:
+    """A file and the statements found in it."""
+
+    incoming: Incoming
+    file_id: UUID
+    size: int
+    heads: list[mt940.Head]
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Why nothing of it can be used; empty where something can."""
+        if any(head.fault is None for head in self.heads):
+            return []
+        faults = [Fault(head.fault[0], "/text", head.fault[1]) for head in self.heads if head.fault]
+        return faults[:100] or [Fault("INVALID_STATEMENT", "/text", "no statement in it: MT940 begins with :20: and has :25:")]
+
+
+class Statements:
+    def __init__(self, sealer: Sealer, outbox: Outbox) -> None:
+        self._sealer = sealer
+        self._outbox = outbox
+
+    def receive(self, tx: Tx, incoming: Sequence[Incoming]) -> list[File]:
+        """Store files and announce their statements. What came before changes nothing; a file in which no statement names
+        an account is not stored at all."""
+        files = [_inspect(one) for one in incoming]
+        readable = {f.file_id: f for f in files if any(head.reference is not None and head.account for head in f.heads)}
+        if readable:
+            added = store.add_files(tx, [(f.file_id, f.incoming.source, f.size) for f in readable.values()])
+            new = [readable[file_id] for file_id in readable if file_id in added]
+            self._store_pieces(tx, new)
+            self._announce(tx, new)
+        return files
+
+    def receive_one(self, tx: Tx, incoming: Incoming) -> File:
+        """The same for one file, whose short statements are read at once: nobody waits for the job then."""
+        file = self.receive(tx, [incoming])[0]
+        short = store.short_statements(tx, file.file_id, RUN_CHUNKS)
+        if short:
+            tx.lock_exclusive(lock_key("ingestion", statement_id) for statement_id in short)
+        for statement_id in short:
+            self.read(tx, str(statement_id), incoming.cause)
+        return file
+
+    def _store_pieces(self, tx: Tx, files: Sequence[File]) -> None:
+        pieces: list[tuple[UUID, int, bytes]] = []
+        size = 0
+        for file in files:
+            for number, piece in enumerate(_pieces(file.incoming.file)):
+                pieces.append((file.file_id, number, self._sealer.seal_bytes(piece, _SEAL_PIECE, file.file_id, number)))
+                size += len(piece)
+                if size >= _INSERT_BYTES:
+                    store.add_pieces(tx, pieces)
+                    pieces, size = [], 0
+        if pieces:
+            store.add_pieces(tx, pieces)
+
+    def _announce(self, tx: Tx, files: Sequence[File]) -> None:
+        rows = {row["statement_id"]: (row, file.incoming.cause) for file in files for row in self._rows(file)}
+        added = store.add_statements(tx, [row for row, _ in rows.values()])
+        opened = [(row, cause) for row, cause in rows.values() if row["statement_id"] in added and row["state"] != "REJECTED"]
+        self._outbox.append(tx, [_opened(row, cause) for row, cause in opened])
+        to_read = [(row["statement_id"], cause) for row, cause in opened if row["state"] == "READING"]
+        if to_read:
+            ids = [statement_id for statement_id, _ in to_read]
+            make_due(tx, READ_STATEMENT, list(map(str, ids)), [lock_key("ingestion", i) for i in ids], to_read[-1][1])
+
+    def _rows(self, file: File) -> Iterator[dict[str, Any]]:
+        """The columns of each statement of a file."""
+        for head in file.heads:
+            token = self._sealer.token(head.account) if head.account else ""
+            chunks = -(-head.lines // CHUNK_ITEMS)
+            yield {
+                "statement_id": derived_id("statement", token, head.digest),
+                "file_id": file.file_id,
+                "account_token": token,
+                "reference": head.reference or "",
+                "number": head.number,
+                "sequence": head.sequence,
+                "currency": head.currency,
+                "opening_minor": head.opening_minor,
+                "closing_minor": head.closing_minor,
+                "lines": head.lines,
+                "chunks": chunks,
+                "next_byte": head.start,
+                "end_byte": head.end,
+                "state": "REJECTED" if head.fault else "READING" if chunks else "READ",
+                "reason": ": ".join(head.fault) if head.fault else "",
+            }
+
+    def read(self, tx: Tx, subject: str, cause: Cause) -> None:
+        """Job `read-statement`: a few chunks of lines, then ask again. A line that can't be read is told, never fatal."""
+        statement = store.statement(tx, UUID(subject))
+        if statement.state != "READING":
+            return
+        entries = mt940.entries(mt940.text_lines(self._from(tx, statement), statement.next_byte), statement.end_byte)
+        chunk = statement.chunks_read
+        unparsable = 0
+        out: list[Outgoing] = []
+        following: mt940.Entry | None = next(entries, None)
+        while following is not None and len(out) < RUN_CHUNKS:
+            batch = [following, *islice(entries, CHUNK_ITEMS - 1)]
+            following = next(entries, None)
+            event = self._lines(statement, chunk + 1, batch)
+            unparsable += len(event.unparsable)
+            out.append(outgoing(event, statement.account_token, cause, statement.statement_id, chunk + 1))
+            chunk += 1
+        self._outbox.append(tx, out)
+        next_byte = following.start if following is not None else statement.end_byte
+        store.save_reading(tx, statement.statement_id, chunk, unparsable, next_byte)
+        if chunk < statement.chunks:
+            make_due(tx, READ_STATEMENT, [subject], [lock_key("ingestion", statement.statement_id)], cause)
+
+    def _from(self, tx: Tx, statement: Any) -> Iterator[bytes]:
+        """The file from `next_byte` on."""
+        number, skipped = divmod(statement.next_byte, PIECE_BYTES)
+        while (sealed := store.piece(tx, statement.file_id, number)) is not None:
+            yield self._sealer.open_bytes(sealed, _SEAL_PIECE, statement.file_id, number)[skipped:]
+            number, skipped = number + 1, 0
+
+    def _lines(self, statement: Any, chunk: int, entries: Sequence[mt940.Entry]) -> c.StatementLines:
+        lines: list[dict[str, Any]] = []
+        unparsable: list[dict[str, Any]] = []
+        personal: dict[str, Any] = {}
+        first = (chunk - 1) * CHUNK_ITEMS + 1
+        for number, entry in enumerate(entries, first):
+            narratives = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.narratives]
+            while narratives and not narratives[-1]:
+                narratives.pop()
+            try:
+                line = mt940.parse(entry, statement.currency)
+            except mt940.Unreadable as error:
+                unparsable.append({"line": number, "reason": str(error)})
+                text = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.fields]
+                personal[str(number)] = {"text": text, "narratives": narratives}
+                continue
+            fifth = narratives[4] if len(narratives) > 4 else ""
+            lines.append({"line": number, **line._asdict(), "fifth_narrative": fifth})
+            personal[str(number)] = {"narratives": narratives}
+        return self._event(statement, chunk, lines, unparsable, personal)
+
+    def _event(
+        self,
+        statement: Any,
+        chunk: int,
+        lines: list[dict[str, Any]],
+        unparsable: list[dict[str, Any]],
+        personal: dict[str, Any],
+    ) -> c.StatementLines:
+        place = ("StatementLines", statement.statement_id, chunk)
+        sealed = self._sealer.seal(personal, *place)
+        if len(sealed.data) > EVENT_BYTES // 4:  # no bank writes so much; what matches payments is in the lines themselves
+            sealed = self._sealer.seal({number: {"too_long": True} for number in personal}, *place)
+        return c.StatementLines.model_validate(
+            {
+                "statement_id": statement.statement_id,
+                "account_token": statement.account_token,
+                "currency": statement.currency,
+                "chunk": chunk,
+                "lines": lines,
+                "unparsable": unparsable,
+                "count": len(lines),
+                "total_minor": sum(line["amount_minor"] for line in lines),
+                "sealed": sealed,
+            }
+        )
+
+
+def _inspect(incoming: Incoming) -> File:
+    """One pass over the file: its id and its statements. The id derives from the content alone."""
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal size
+        for piece in _pieces(incoming.file):
+            digest.update(piece)
+            size += len(piece)
+            yield piece
+
+    heads = mt940.scan(pieces())
+    return File(incoming, derived_id("statement-file", digest.hexdigest()), size, heads)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+def _opened(row: dict[str, Any], cause: Cause) -> Outgoing:
+    names = "statement_id account_token reference number sequence currency opening_minor closing_minor lines chunks".split()
+    event = c.StatementOpened.model_validate({name: row[name] for name in names})
+    return outgoing(event, row["account_token"], cause, row["statement_id"])

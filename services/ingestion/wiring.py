@@ -1,0 +1,49 @@
+"""The only place that knows all parts of ingestion."""
+
+from typing import cast
+
+from libs.common.clock import utc_now
+from libs.common.config import ServiceSettings
+from libs.common.consumer import Routes
+from libs.common.contracts import funds, scheduler
+from libs.common.db import Database
+from libs.common.jobs import Job
+from libs.common.outbox import Outbox
+from libs.common.seal import Sealer
+from libs.common.service import Parts
+from services.ingestion.adapters.http import statement_route
+from services.ingestion.config import Settings
+from services.ingestion.cutting import CUT, EXPIRE_PARKED, Cutting
+from services.ingestion.doors import Doors
+from services.ingestion.handlers import Handlers
+from services.ingestion.statements import READ_STATEMENT, Statements
+
+
+def wire(settings: ServiceSettings, database: Database) -> Parts:
+    settings = cast(Settings, settings)
+    sealer = Sealer(settings.seal_keys.get_secret_value(), settings.token_key.get_secret_value())
+    outbox = Outbox(settings.SERVICE)
+    statements = Statements(sealer, outbox)
+    doors = Doors(settings, sealer, outbox, statements, utc_now)
+    cutting = Cutting(settings, sealer, outbox)
+    handlers = Handlers(settings, outbox, utc_now)
+    return Parts(
+        Routes(
+            {
+                ("funds.envelopes.v1", funds.FundsChecked): handlers.on_checked,
+                ("funds.envelopes.v1", funds.FundsShort): handlers.on_short,
+                ("funds.envelopes.v1", funds.FundsBlocked): handlers.on_blocked,
+                ("funds.envelopes.v1", funds.DisbursementsCancelled): handlers.on_disbursements_cancelled,
+                ("funds.envelopes.v1", funds.EnvelopeCancelled): handlers.on_envelope_cancelled,
+                ("funds.envelopes.v1", funds.EnvelopeSettled): handlers.on_settled,
+                ("scheduler.ticks.v1", scheduler.Tick): handlers.on_tick,
+            },
+            {
+                "ingestion.inbox-envelopes.v1": doors.receive,
+                "ingestion.inbox-disbursements.v1": doors.receive,
+                "ingestion.inbox-statements.v1": doors.receive,
+            },
+        ),
+        jobs=[Job(CUT, cutting.cut), Job(EXPIRE_PARKED, cutting.expire), Job(READ_STATEMENT, statements.read)],
+        http=[statement_route(database, statements, settings.statement_tokens, settings.statement_max_bytes)],
+    )

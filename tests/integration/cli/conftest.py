@@ -1,0 +1,86 @@
+"""All services at work in a test's world, and `almoner` as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libs.cli import sample
+from libs.local.client import BankAdmin, MapperAdmin, SimulatorProcess
+from libs.local.supervisor import ROOT
+from tests.support.world import World
+
+SPONSOR = "SPONSOR"
+CURRENCY = "KES"
+TOKEN = "a token for tests only"
+
+
+@dataclass
+class Town:
+    """Everything that takes part."""
+
+    world: World
+    bank: BankAdmin
+    mapper: MapperAdmin
+    folder: Path
+
+    def almoner(self, *argv: str, code: int = 0, **env: str) -> str:
+        """Run a verb; its standard output. Fails where it ends with another code than expected."""
+        return self.run(*argv, code=code, **env).stdout
+
+    def run(self, *argv: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "libs.cli", *argv],
+            env={**os.environ, **self.world.env, **env},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *argv: str, code: int = 0, **env: str) -> Any:
+        return json.loads(self.almoner(*argv, "-o", "json", code=code, **env))
+
+    def submit(self, envelope_id: str, count: int, strangers: int = 0) -> list[str]:
+        """Submit the sample; the mapper does not know the last `strangers`. Returns the disbursements' ids."""
+        path = self.folder / f"{envelope_id}.csv"
+        sample.write(path, count)
+        people = list(sample.people(count))
+        self.mapper.put_people((person, sample.address(person)) for _, person, _, _ in people[: count - strangers])
+        self.almoner("submit", str(path), *sample.envelope_options(envelope_id, CURRENCY), "--yes")
+        return [row[0] for row in people]
+
+
+@pytest.fixture
+def town(world: World, tmp_path: Path) -> Iterator[Town]:
+    with (
+        SimulatorProcess("bank", tmp_path / "bank") as bank_process,
+        SimulatorProcess("mapper", tmp_path / "mapper") as mapper_process,
+        BankAdmin(bank_process.base_url) as bank,
+        MapperAdmin(mapper_process.base_url) as mapper,
+    ):
+        banks = {"FULL": {"adapter": "full", "url": f"{bank_process.base_url}/full"}}
+        world.topics("ingestion.results.v1", "funds.commands.v1", "funds.payments.v1", "funds.envelopes.v1")
+        world.run("scheduler")
+        ingestion = world.run("ingestion", ALMONER_INGESTION_STATEMENT_TOKENS=json.dumps({"full": TOKEN}))
+        world.run("resolution", ALMONER_RESOLUTION_MAPPER_URL=mapper_process.base_url)
+        world.run(
+            "funds",
+            ALMONER_FUNDS_BANKS=json.dumps(banks),
+            ALMONER_FUNDS_SPONSORS=json.dumps({"default": {"bank": "FULL", "account": SPONSOR}}),
+        )
+        bank.put_account("full", SPONSOR, CURRENCY, 10**12)
+        bank.set_statements("full", callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
+        for process in world.processes:
+            world.until(process.ready, what=f"{process.name} being ready")
+        yield Town(world, bank, mapper, tmp_path)

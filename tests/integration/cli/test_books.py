@@ -1,0 +1,131 @@
+"""`books` must name the one row, the one event, the one line that is not as it was."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.integration.cli.conftest import Town
+from tests.support.world import World
+
+COPIED = ("funds.payments.v1", "funds.envelopes.v1", "ingestion.statements.v1")
+
+
+@pytest.fixture
+def paid(town: Town) -> tuple[Town, list[str]]:
+    """An envelope at rest: 8 confirmed, 2 reversed, 1 held."""
+    ids = town.submit("E1", 11, strangers=1)
+    world = town.world
+    world.until(lambda: town.json("status", "E1")["confirmed"] == 10, what="10 confirmations")
+    town.bank.reverse("full", reason="ACCOUNT CLOSED", disbursement_ids=ids[:2])
+    world.until(lambda: town.json("status", "E1")["reversed"] == 2, what="2 reversals")
+    assert town.json("books", "E1")["balanced"]
+    return town, ids
+
+
+def findings(town: Town, proof: str, **env: str) -> list[str]:
+    """What one proof finds; the books must not balance. The others are asked for by name."""
+    report = town.json("books", code=1, **env)
+    assert not report["balanced"]
+    found: list[str] = report["findings"][proof]
+    return found
+
+
+def test_one_row_altered_is_named(paid: tuple[Town, list[str]]) -> None:
+    town, ids = paid
+    sql = town.world.sql
+
+    sql("funds", "UPDATE payments SET amount_minor = amount_minor + 1 WHERE disbursement_id = %(id)s", id=ids[3])
+    found = findings(town, "database")
+    assert any(ids[3] in finding and "was submitted with" in finding for finding in found)
+    assert any(finding.startswith("instruction ") and "total_minor" in finding for finding in found)
+    sql("funds", "UPDATE payments SET amount_minor = amount_minor - 1 WHERE disbursement_id = %(id)s", id=ids[3])
+
+    [fact] = sql(
+        "funds",
+        """DELETE FROM facts f USING payments p WHERE p.instruction = f.instruction AND p.position = f.position
+           AND p.disbursement_id = %(id)s RETURNING f.*""",
+        id=ids[4],
+    )
+    assert any("the counter confirmed says" in finding for finding in findings(town, "database"))
+    assert any(ids[4] in finding and "counts for" in finding for finding in findings(town, "statements"))
+    assert any(ids[4] in finding and "PaymentsConfirmed" in finding for finding in findings(town, "events"))
+    sql(
+        "funds", "INSERT INTO facts VALUES (%(a)s, %(b)s, %(c)s, %(d)s, %(e)s, %(f)s)", **dict(zip("abcdef", fact, strict=True))
+    )
+
+    [held] = sql("funds", "UPDATE held SET state = 'PAID' RETURNING disbursement_id")
+    found = findings(town, "database")
+    assert any("the counter held" in finding or "blocked is" in finding for finding in found)
+    assert any(held.disbursement_id in finding and "nowhere" in finding for finding in found) or any(
+        "waiting" in finding for finding in found
+    )
+    sql("funds", "UPDATE held SET state = 'HELD'")
+    assert town.json("books", "E1")["balanced"]
+
+
+def copied(world: World, prefix: str, change: Callable[[str, dict[str, Any]], bool]) -> dict[str, str]:
+    """The topics under another prefix, with the one event that `change` alters (it returns True once)."""
+    before, altered = world.prefix, 0
+    messages = {topic: world.messages(topic) for topic in COPIED}
+    world.prefix, world._made = prefix, set()
+    try:
+        for topic, found in messages.items():
+            out = []
+            for message in found:
+                data = json.loads(message.value)
+                changed = not altered and change(topic, data)
+                altered += changed
+                out.append((message.key, json.dumps(data).encode() if changed else message.value, message.headers))
+            world.publish_many(topic, out)
+    finally:
+        world.prefix = before
+    assert altered == 1
+    return {"ALMONER_TOPIC_PREFIX": prefix}
+
+
+def test_one_event_altered_is_named(paid: tuple[Town, list[str]]) -> None:
+    town, ids = paid
+
+    def another_amount(topic: str, data: dict[str, Any]) -> bool:
+        if topic != "funds.payments.v1" or "statement_id" not in data:
+            return False
+        for item in data["items"]:
+            if item["disbursement_id"] == ids[5]:
+                item["amount_minor"] += 1
+                data["total_minor"] += 1
+                return True
+        return False
+
+    found = findings(town, "events", **copied(town.world, f"{town.world.name}a.", another_amount))
+    assert any(ids[5] in finding and "no row agrees" in finding for finding in found)
+    assert any(ids[5] in finding and "0 events say so" in finding for finding in found)
+    assert all(ids[5] in finding for finding in found)
+
+    def another_block(topic: str, data: dict[str, Any]) -> bool:
+        if topic == "funds.envelopes.v1" and "bank_reference" in data:
+            data["amount_minor"] -= 1
+            return True
+        return False
+
+    found = findings(town, "events", **copied(town.world, f"{town.world.name}b.", another_block))
+    assert len(found) == 1
+    assert "blocked 1: the row has" in found[0]
+
+
+def test_one_line_altered_is_named(paid: tuple[Town, list[str]]) -> None:
+    town, ids = paid
+    [reference] = town.world.sql("funds", "SELECT reference FROM ops_payments WHERE disbursement_id = %(id)s", id=ids[6])
+
+    def another_amount(topic: str, data: dict[str, Any]) -> bool:
+        for line in data.get("lines") or [] if topic == "ingestion.statements.v1" and "chunk" in data else []:
+            if line["customer_reference"] == reference.reference:
+                line["amount_minor"] += 1
+                data["total_minor"] += 1
+                return True
+        return False
+
+    found = findings(town, "statements", **copied(town.world, f"{town.world.name}c.", another_amount))
+    assert found
+    assert all(ids[6] in finding and reference.reference in finding for finding in found)

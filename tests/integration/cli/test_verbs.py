@@ -1,0 +1,120 @@
+"""`almoner` against real services: one envelope's life, told by its verbs."""
+
+import json
+from pathlib import Path
+
+from libs.cli import sample
+from tests.integration.cli.conftest import CURRENCY, Town
+
+
+def test_an_envelope_from_submission_to_settlement(town: Town) -> None:
+    ids = town.submit("E1", 50, strangers=2)
+
+    lines = [json.loads(line) for line in town.almoner("watch", "E1", "-o", "json").splitlines()]
+    assert lines[-1]["at_rest"]
+    assert (lines[-1]["declared"], lines[-1]["confirmed"], lines[-1]["held"]) == (50, 48, 2)
+    assert set(lines[-1]["lag"]) == {"ingestion", "resolution", "funds"}
+
+    status = town.json("status", "E1")
+    assert (status["stands"], status["confirmed"], status["unknown"]) == ("needs you", 48, 0)
+    assert "held" in town.almoner("status")
+
+    held = town.json("held", "E1")
+    assert [(row["disbursement_id"], row["reason"], row["waits_for"]) for row in held] == [
+        (ids[48], "NOT_LINKED", "mapper"),
+        (ids[49], "NOT_LINKED", "mapper"),
+    ]
+    assert "almoner retry --held" in town.almoner("held")
+
+    story = [step["step"] for step in town.json("timeline", ids[49])["steps"]]
+    assert [step for step in story if step in ("batch cut", "held", "funds blocked")] == [
+        "batch cut",
+        "held",
+        "held",
+        "funds blocked",
+    ]
+    envelope = town.almoner("timeline", "E1")
+    assert "dispatched" in envelope
+    assert "held ×2" in envelope
+    batch = town.world.sql("ingestion", "SELECT batch_id FROM ops_batches")[0].batch_id
+    assert "Batch 1" in town.almoner("timeline", str(batch))
+
+    proof = town.json("books", "E1")
+    assert proof["balanced"]
+    assert proof["envelopes"][0]["from_events"]["confirmed"] == proof["envelopes"][0]["confirmed"]
+
+    # Acting without a terminal needs --yes, and then only the two are touched.
+    refused = town.run("retry", "E1", "--held", code=2)
+    assert "2 held disbursements" in refused.stderr
+    assert "--yes" in refused.stderr
+    people = list(sample.people(50))[48:]
+    town.mapper.put_people((person, sample.address(person)) for _, person, _, _ in people)
+    assert "2 people" in town.almoner("retry", "E1", "--held", "--why", "added", "--yes")
+    town.world.until(lambda: town.json("status", "E1")["stands"] == "settled", what="the settlement")
+    assert town.json("held") == []
+    audit = town.world.sql("resolution", "SELECT who, why, affected FROM ops_audit")
+    assert [(row.why, row.affected) for row in audit] == [("added", 2)]
+    paid = [row["disbursement_id"] for row in town.bank.payments("full")]
+    assert sorted(paid) == sorted(ids)
+
+
+def test_cancelling_and_releasing(town: Town) -> None:
+    town.almoner("pause", "funds", "dispatch", "--why", "test", "--yes")
+    assert any("dispatch is paused" in line for line in town.json("status")["attention"])
+    ids = town.submit("E1", 20, strangers=1)
+    town.world.until(lambda: town.json("status", "E1")["blocked_minor"], what="the block")
+    assert "1 disbursement cancelled" in town.almoner("cancel", "E1", "--disbursement", ids[0], "--yes")
+    town.almoner("resume", "funds", "dispatch", "--yes")
+    town.world.until(lambda: town.json("status", "E1")["confirmed"] == 18, what="18 confirmations")
+    assert "could not be cancelled" in town.run("cancel", "E1", "--disbursement", ids[1], "--yes", code=1).stderr
+    assert "to the sponsor" in town.almoner("release", "E1", "--why", "programme ends", "--yes")
+    town.world.until(lambda: town.json("status", "E1")["stands"] == "settled", what="the settlement")
+    proof = town.json("books")
+    assert proof["balanced"]
+    amounts = {row[0]: row[3] for row in sample.people(20)}
+    assert proof["envelopes"][0]["released"] == amounts[ids[0]] + amounts[ids[-1]]
+
+
+def test_a_dry_run_and_a_faulty_file_send_nothing(town: Town) -> None:
+    path = town.folder / "run.csv"
+    sample.write(path, 5)
+    options = sample.envelope_options("E1", CURRENCY)
+    dry = town.json("submit", str(path), *options, "--dry-run")
+    assert (dry["disbursements"], dry["events"], dry["dry_run"]) == (5, 2, True)
+    path.write_text(path.read_text() + "D6,P6,free,,\n")
+    report = town.json("submit", str(path), *options, "--yes", code=1)
+    assert report["faults"][0].startswith("line 7, amount:") or report["faults"][0].startswith("line 7, beneficiary_name")
+    assert town.json("status")["envelopes"] == []
+    assert town.world.messages("ingestion.inbox-envelopes.v1") == []
+
+
+def test_what_ingestion_rejects_is_shown_and_ends_with_one(town: Town) -> None:
+    town.submit("E1", 5)
+    other = town.folder / "other.csv"
+    sample.write(other, 6)
+    done = town.run("submit", str(other), *sample.envelope_options("E1", CURRENCY), "--yes", code=1)
+    assert "rejected" in done.stdout
+    again = town.almoner("submit", str(town.folder / "E1.csv"), *sample.envelope_options("E1", CURRENCY), "--yes")
+    assert "2 of 2 events accepted" in again
+
+
+def test_a_statement_from_a_file(town: Town) -> None:
+    town.bank.set_statements("full", push_after_ms=50)  # nobody is called: an operator carries it over
+    town.submit("E1", 3)
+    town.world.until(lambda: town.json("status", "E1")["outstanding"] == 3, what="three dispatched")
+    [statement] = town.world.until(lambda: [one for one in town.bank.statements("full") if one["lines"] == 3])
+    path = town.folder / "statement.sta"
+    path.write_bytes(town.bank.statement_content("full", statement["id"]))
+    url = town.world.processes[1].http_url + "/statements"
+    refused = town.run("statement", "submit", str(path), "--url", url, "--token", "wrong", code=1)
+    assert "token" in refused.stderr
+    town.almoner("statement", "submit", str(path), "--url", url, "--token", "a token for tests only")
+    town.world.until(lambda: town.json("status", "E1")["confirmed"] == 3, what="three confirmed")
+
+
+def test_where_nothing_answers(town: Town, tmp_path: Path) -> None:
+    away = {"ALMONER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    assert "is the broker up?" in town.run("watch", code=3, **away).stderr
+    nobody = {"DATABASE_URL": f"postgresql+psycopg2://postgres@/almoner?host={tmp_path}"}
+    assert "the database does not answer" in town.run("status", code=3, **nobody).stderr
+    assert "no envelope is called 'E9'" in town.run("status", "E9", code=1).stderr

@@ -1,0 +1,187 @@
+"""Statements by event and by HTTP: what funds gets to read of them."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from libs.common.contracts import ingestion as c
+from libs.common.envelope import Event
+from libs.local import mt940
+from tests.integration.ingestion.publisher import LINES, RESULTS, SEALER, STATEMENTS, answers_to, debits, statement_text
+from tests.support.process import Process
+from tests.support.world import World
+
+TOKENS = {"ALMONER_INGESTION_STATEMENT_TOKENS": json.dumps({"bank": "s3cret", "cli": "other"})}
+
+
+def post(process: Process, content: bytes, token: str = "s3cret", field: str = "statement_file") -> httpx.Response:
+    return httpx.post(
+        f"{process.http_url}/statements",
+        files={field: ("statement.sta", content, "text/plain")},
+        headers={"Authorization": f"Bearer {token}".strip()},
+        trust_env=False,
+        timeout=60,
+    )
+
+
+def opened(world: World, at_least: int) -> list[c.StatementOpened]:
+    return [event.data for event in world.events(LINES, c.StatementOpened, at_least=at_least)]
+
+
+def read(world: World, statement: c.StatementOpened, timeout: float = 60) -> list[c.StatementLines]:
+    """All chunks of a statement, each seen once, with their control totals."""
+
+    def of_statement() -> list[Event[Any]]:
+        found = [e for e in world.events(LINES, c.StatementLines) if e.data.statement_id == statement.statement_id]
+        return found if len(found) >= statement.chunks else []
+
+    events = world.until(of_statement, timeout) if statement.chunks else []
+    assert len({event.id for event in events}) == len(events) == statement.chunks
+    chunks = sorted((event.data for event in events), key=lambda data: data.chunk)
+    numbers = [line.line for data in chunks for line in [*data.lines, *data.unparsable]]
+    assert sorted(numbers) == list(range(1, statement.lines + 1))
+    for data in chunks:
+        assert data.count == len(data.lines)
+        assert data.total_minor == sum(line.amount_minor for line in data.lines)
+        assert data.account_token == statement.account_token
+    return chunks
+
+
+def test_by_event(world: World) -> None:
+    world.run("ingestion")
+    lines = [*debits(3), mt940.Line("RD", 1002, "REF0000000000002", "BANK9", ["", "", "", "p2", "REF0000000000002", "closed"])]
+    text = statement_text("DE0247", lines)
+    sent = world.publish(STATEMENTS, c.StatementSubmitted(text=text), "DE0247")
+    [answer] = answers_to(world, sent)
+    assert answer.data.outcome == "stored"
+    [statement] = opened(world, 1)
+    assert (statement.number, statement.sequence, statement.currency, statement.lines) == ("1", "1", "EUR", 4)
+    assert (statement.opening_minor, statement.closing_minor) == (0, -(1001 + 1003))
+    assert statement.account_token == SEALER.token("DE0247")
+    [chunk] = read(world, statement)
+    assert [(line.mark, line.amount_minor) for line in chunk.lines] == [("D", 1001), ("D", 1002), ("D", 1003), ("RD", 1002)]
+    assert chunk.lines[0].customer_reference == chunk.lines[0].fifth_narrative == "REF0000000000001"
+    assert chunk.lines[0].bank_reference == "BANK1"
+    personal = SEALER.open(chunk.sealed, "StatementLines", statement.statement_id, 1)
+    assert personal["1"]["narratives"] == ["November", "", "2026-11", "p1", "REF0000000000001"]
+    assert personal["4"]["narratives"][5] == "closed"
+    # The same content under another id, and with other line ends, changes nothing.
+    world.publish(STATEMENTS, c.StatementSubmitted(text=text), "DE0247", event_id="again")
+    world.publish(STATEMENTS, c.StatementSubmitted(text=text.replace("\r\n", "\n")), "DE0247", event_id="other-ends")
+    assert answers_to(world, "again")[0].data.outcome == answers_to(world, "other-ends")[0].data.outcome == "stored"
+    assert len(world.events(LINES, c.StatementOpened)) == len(world.events(LINES, c.StatementLines)) == 1
+    row = world.sql("ingestion", "SELECT * FROM ops_statements")[0]
+    assert (row.state, row.lines, row.unparsable, row.account_token) == ("READ", 4, 0, statement.account_token)
+
+
+def test_by_event_unreadable(world: World) -> None:
+    world.run("ingestion")
+    refused = {
+        "garbage": "INVALID_STATEMENT",
+        statement_text("A", debits(2)).split(":62F:")[0]: "NO_CLOSING_BALANCE",
+        statement_text("A", debits(2)).replace(":60F:", ":60Q:"): "NO_OPENING_BALANCE",
+    }
+    for text, code in refused.items():
+        [answer] = answers_to(world, world.publish(STATEMENTS, c.StatementSubmitted(text=text), "A"))
+        assert [fault.code for fault in answer.data.errors] == [code]
+    assert world.events(LINES, c.StatementOpened) == []
+    states = world.sql("ingestion", "SELECT state FROM ops_statements")
+    assert [row.state for row in states] == ["REJECTED", "REJECTED"]
+
+
+def test_several_statements_in_one_file_and_a_bad_line(world: World) -> None:
+    process = world.run("ingestion", **TOKENS)
+    first = statement_text("A", debits(3)).replace("D10,02", "D10,0x2")
+    cut = statement_text("C", debits(1)).split(":62F:")[0]
+    empty = statement_text("D", [])
+    content = first + statement_text("B", debits(2, 50), currency="JPY") + cut + empty
+    response = post(process, content.encode())
+    assert (response.status_code, response.json()) == (200, {"outcome": "stored", "rejected": []})
+    found = {statement.account_token: statement for statement in opened(world, 3)}
+    assert found.keys() == {SEALER.token(account) for account in "ABD"}
+    [chunk] = read(world, found[SEALER.token("A")])
+    assert [line.line for line in chunk.lines] == [1, 3]
+    assert [line.line for line in chunk.unparsable] == [2]
+    personal = SEALER.open(chunk.sealed, "StatementLines", chunk.statement_id, 1)
+    assert "10,0x2" in personal["2"]["text"][0]
+    [chunk] = read(world, found[SEALER.token("B")])
+    assert [line.amount_minor for line in chunk.lines] == [1050, 1051]
+    assert read(world, found[SEALER.token("D")]) == []
+    rows = {row.account_token: row for row in world.sql("ingestion", "SELECT * FROM ops_statements")}
+    assert rows[SEALER.token("A")].unparsable == 1
+    assert rows[SEALER.token("C")].state == "REJECTED"
+    assert rows[SEALER.token("C")].reason.startswith("NO_CLOSING_BALANCE")
+
+
+def test_http_refusals(world: World) -> None:
+    process = world.run("ingestion", ALMONER_INGESTION_STATEMENT_MAX_BYTES="1000000", **TOKENS)
+    text = statement_text("A", debits(1)).encode()
+    assert post(process, text, token="wrong").status_code == 401
+    assert post(process, text, token="").status_code == 401
+    assert httpx.post(f"{process.http_url}/statements", content=text, trust_env=False).status_code == 401
+    too_large = post(process, text + b"x" * 1_000_000)
+    assert (too_large.status_code, too_large.json()["code"]) == (413, "STATEMENT_TOO_LARGE")
+    assert post(process, b"y" * 3_000_000).status_code == 413
+    for response in (post(process, b"garbage"), post(process, text, field="other"), post(process, b"")):
+        assert (response.status_code, response.json()["code"]) == (422, "INVALID_STATEMENT")
+    bad_form = httpx.post(
+        f"{process.http_url}/statements",
+        content=b"not a form",
+        headers={"Authorization": "Bearer other", "Content-Type": "multipart/form-data"},
+        trust_env=False,
+    )
+    assert bad_form.status_code == 422
+    assert world.sql("ingestion", "SELECT 1 FROM statement_files") == []
+    assert post(process, text, token="other").status_code == 200
+    assert post(process, text).status_code == 200  # the same again
+    assert len(world.sql("ingestion", "SELECT 1 FROM statement_files")) == 1
+    assert process.ready()
+
+
+def test_nobody_without_configured_tokens(world: World) -> None:
+    process = world.run("ingestion")
+    assert post(process, statement_text("A", debits(1)).encode(), token="").status_code == 401
+
+
+def test_hundred_thousand_lines_in_flat_memory(world: World) -> None:
+    process = world.run("ingestion", **TOKENS)
+    assert post(process, statement_text("small", debits(5000)).encode()).status_code == 200
+    read(world, opened(world, 1)[0])
+    before = resident_mb(process)
+    content = statement_text("large", debits(100_000)).encode()
+    assert post(process, content).status_code == 200
+    statement = next(s for s in opened(world, 2) if s.lines == 100_000)
+    assert statement.chunks == 100
+    chunks = read(world, statement, timeout=120)
+    assert sum(chunk.total_minor for chunk in chunks) == sum(line.amount_minor for line in debits(100_000))
+    assert not any(chunk.unparsable for chunk in chunks)
+    assert resident_mb(process) - before < 60  # the file has 14 MB, its lines as objects hundreds
+
+
+def resident_mb(process: Process) -> int:
+    with open(f"/proc/{process.pid}/status") as status:
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read())
+    assert found
+    return int(found[1]) // 1024
+
+
+def test_killed_while_reading_goes_on_without_repeating(world: World, tmp_path: Any) -> None:
+    crash = {"ALMONER_CRASH_AT": "job.before_commit:2", "ALMONER_CRASH_KIND": "read-statement"}
+    text = statement_text("A", debits(11_000))
+    process = world.run("ingestion", ALMONER_CRASH_MARK=str(tmp_path / "mark"), **crash, **TOKENS)
+    assert post(process, text.encode()).status_code == 200
+    assert process.wait() == -9
+    world.run("ingestion", **TOKENS)
+    [statement] = opened(world, 1)
+    assert len(read(world, statement)) == 11
+    assert len(world.events(RESULTS, c.SubmissionRejected)) == 0
+
+
+@pytest.fixture(autouse=True)
+def _no_dead_letters(world: World) -> Iterator[None]:
+    yield
+    assert world.sql("ingestion", "SELECT 1 FROM dead_letters") == []

@@ -1,0 +1,71 @@
+"""What the command says, and how it ends."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from libs.cli import app
+from libs.cli.context import Usage, confirm, money, plural
+from libs.cli.submit import placed
+from libs.cli.watch import Rates, at_rest, remaining_seconds
+
+
+def row(**given: object) -> SimpleNamespace:
+    counts = dict.fromkeys("received cut looked_up dispatched confirmed reversed held cancelled unknown".split(), 0)
+    minors = dict.fromkeys("blocked_minor waiting_minor in_flight_minor releasing_minor outstanding_minor".split(), 0)
+    return SimpleNamespace(**{**counts, **minors, "declared": 10, "settled_at": None, **given})
+
+
+def test_words() -> None:
+    assert money(1_002_530, "EUR") == "10,025.30 EUR"
+    assert money(7, "JPY") == "7 JPY"
+    assert [plural(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
+    assert plural(3, "person") == "3 people"
+
+
+def test_a_rejected_item_is_named_by_its_record_in_the_file() -> None:
+    assert placed([2], "/items/17/amount_minor") == "record 1,018, amount_minor"
+    assert placed([0], "/currency") == "the envelope, /currency"
+
+
+def test_without_a_terminal_nobody_is_asked() -> None:
+    confirm("Really?", yes=True)
+    with pytest.raises(Usage, match="--yes"):
+        confirm("Really?", yes=False)
+
+
+def test_an_envelope_is_at_rest_when_what_is_left_waits_for_an_operator() -> None:
+    assert not at_rest(row(received=10, cut=10, blocked_minor=100, outstanding_minor=5))
+    assert not at_rest(row(received=9, cut=9, blocked_minor=100))
+    assert at_rest(row(received=10, cut=10, blocked_minor=100, held=2))
+    assert at_rest(row(settled_at=datetime.now(UTC)))
+
+
+def test_remaining_time_leaves_out_who_is_held() -> None:
+    rates = {"confirmed": 2.0}
+    assert remaining_seconds([row(received=10, confirmed=4, held=2)], rates) == 2.0
+    assert remaining_seconds([row(received=10, confirmed=8, held=2)], rates) == 0.0
+    assert remaining_seconds([row(received=10)], {"confirmed": 0.0, "dispatched": 0.0}) is None
+
+
+def test_rates_look_at_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("libs.cli.watch.time.monotonic", lambda: now)
+    rates = Rates(window_seconds=5)
+    assert rates.add({"confirmed": 0}) == {"confirmed": 0.0}
+    now = 102.0
+    assert rates.add({"confirmed": 100}) == {"confirmed": 50.0}
+    now = 110.0
+    assert rates.add({"confirmed": 100}) == {"confirmed": 0.0}
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    for name in ("ALMONER_KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALMONER_HOME", str(tmp_path))
+    assert app.run(["status"]) == 3
+    assert "run `./almoner up`" in capsys.readouterr().err
+    assert app.run(["no-such-verb"]) == 2
+    assert app.run(["submit", "no-such-file.csv"]) == 2
+    assert app.run(["settle-unknown", "dispatch", "1", "--evidence", "x"]) == 2

@@ -1,0 +1,106 @@
+"""Settings come from where they should, and a wrong one is named with its rule; waiting times stay within theirs."""
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, SecretStr
+
+from libs.common.config import ServiceSettings
+from libs.common.contracts.base import derived_id, envelope_uuid
+from libs.common.db import _copy_field, lock_key_text
+from libs.common.errors import Fatal
+from libs.common.kafka import connection
+from libs.common.retry import backoff_seconds
+from libs.common.workqueue import Limits
+
+KEYS = "k1:" + base64.b64encode(bytes(32)).decode()
+
+
+class Settings(ServiceSettings):
+    SERVICE = "demo"
+    pay_concurrency: int = Field(default=7, ge=1)
+    pay_timeout_seconds: float = 3.0
+    pay_tokens: dict[str, str] = {}
+    pay_password: SecretStr = SecretStr("")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://shared")
+    monkeypatch.setenv("ALMONER_SEAL_KEYS", KEYS)
+    monkeypatch.setenv("ALMONER_TOKEN_KEY", "sixteen characters")
+    return monkeypatch
+
+
+def test_a_services_own_variable_wins_over_the_shared_one(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ALMONER_LOG_LEVEL", "ERROR")
+    environment.setenv("LOG_LEVEL", "DEBUG")  # not ours
+    assert Settings.load().log_level == "ERROR"
+    environment.setenv("ALMONER_DEMO_LOG_LEVEL", "DEBUG")
+    assert Settings.load().log_level == "DEBUG"
+    assert Settings.load().database_url.get_secret_value() == "postgresql://shared"
+    environment.setenv("ALMONER_DEMO_DATABASE_URL", "postgresql://own")
+    assert Settings.load().database_url.get_secret_value() == "postgresql://own"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ALMONER_DEMO_PAY_CONCURRENCY", "0", "ALMONER_DEMO_PAY_CONCURRENCY='0': Input should be greater than or equal to 1"),
+        ("ALMONER_DEMO_HTTP_PORT", "70000", "ALMONER_DEMO_HTTP_PORT='70000': Input should be less than or equal to 65535"),
+        ("ALMONER_DEMO_PAY_TOKENS", '{"a": 5}', "ALMONER_DEMO_PAY_TOKENS_A: Input should be a valid string"),
+        ("ALMONER_DEMO_PAY_TOKENS", "{secret", 'error parsing value for field "pay_tokens"'),
+        ("ALMONER_TOKEN_KEY", "secret", "ALMONER_DEMO_TOKEN_KEY: Value should have at least 16 items"),
+        ("ALMONER_SEAL_KEYS", "k1:secret", "ALMONER_DEMO_SEAL_KEYS: Value error, "),
+    ],
+)
+def test_a_wrong_setting_ends_the_process_with_variable_and_rule(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, value: str, said: str
+) -> None:
+    environment.setenv(variable, value)
+    with pytest.raises(SystemExit) as caught:
+        Settings.load()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "secret" not in error
+
+
+def test_a_missing_setting_is_named(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    environment.delenv("ALMONER_TOKEN_KEY")
+    with pytest.raises(SystemExit):
+        Settings.load()
+    assert capsys.readouterr().err == "ALMONER_DEMO_TOKEN_KEY: Field required\n"
+
+
+def test_limits_are_read_by_the_kind_of_call() -> None:
+    limits = Settings.load().limits("pay")
+    assert (limits.concurrency, limits.timeout_seconds, limits.lease_seconds) == (7, 3.0, Limits().lease_seconds)
+
+
+def test_kafka_settings_pass_through() -> None:
+    given_ = {"ALMONER_KAFKA_BOOTSTRAP_SERVERS": "b:1", "ALMONER_KAFKA_SASL_MECHANISM": "PLAIN", "OTHER": "x"}
+    assert connection(given_) == {"bootstrap.servers": "b:1", "sasl.mechanism": "PLAIN"}
+    with pytest.raises(Fatal, match="ALMONER_KAFKA_BOOTSTRAP_SERVERS"):
+        connection({})
+
+
+@given(st.integers(1, 10_000), st.floats(0.1, 600), st.floats(0.01, 60))
+def test_backing_off_grows_to_its_limit(attempt: int, longest_seconds: float, first_seconds: float) -> None:
+    seconds = backoff_seconds(attempt, longest_seconds, first_seconds)
+    ceiling = min(longest_seconds, first_seconds * 2 ** min(attempt - 1, 30))
+    assert ceiling / 2 <= seconds <= ceiling
+
+
+def test_derived_ids_and_locks_are_stable_and_tell_their_parts_apart() -> None:
+    assert derived_id("a", 1) == derived_id("a", "1")
+    assert derived_id("a", "b") != derived_id("ab")
+    assert envelope_uuid("s", "e") == derived_id("envelope", "s", "e")
+    assert lock_key_text("funds/1") == lock_key_text("funds/1")
+    assert -(2**63) <= lock_key_text("funds/1") < 2**63
+
+
+def test_copy_keeps_what_would_break_a_line() -> None:
+    assert [_copy_field(value) for value in (None, True, 5, "a\tb\nc\\d\r")] == ["\\N", "t", "5", "a\\tb\\nc\\\\d\\r"]
