@@ -215,7 +215,8 @@ def picture(rows: list[Any], rates: dict[str, float], behind: dict[str, int], se
         shown.add_column(column, justify="left" if column in ("stage", "") else "right", min_width=10)
     for stage, done in progress(rows).items():
         lag = f"{behind.get(reader[stage], 0):,}" if stage in reader else ""
-        shown.add_row(stage, ProgressBar(max(of, 1), done, width=30), f"{done:,}", f"{rates[stage]:,.0f}", lag)
+        bar = ProgressBar(max(of, 1), done, width=30, style="dim", complete_style="green", finished_style="green")
+        shown.add_row(stage, bar, f"{done:,}", f"{rates[stage]:,.0f}", lag)
     counts = {name: sum(getattr(row, name) for row in rows) for name in ("held", "unknown", "cancelled", "reversed")}
     blocked = " · ".join(money(row.blocked_minor, row.currency) for row in rows[:3] if row.blocked_minor)
     foot = "  ".join(f"{name} {count:,}" for name, count in counts.items())

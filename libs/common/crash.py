@@ -1,4 +1,4 @@
-"""Named points at which a test may kill the process, to prove that nothing is lost or done twice.
+"""Named points at which a test may kill or freeze the process, to prove that nothing is lost or done twice.
 
 A point is registered here and reached in the runtime by `crash.reached(point, in_flight)`. Without
 ALMONER_CRASH_AT that is a comparison with None. With `ALMONER_CRASH_AT=<point>[:<nth>]` the process writes
@@ -34,6 +34,7 @@ POINTS = {
 _target, _, _nth = os.environ.get("ALMONER_CRASH_AT", "").partition(":")
 _only = os.environ.get("ALMONER_CRASH_KIND", "")  # a work kind or job name, where a point has many
 _countdown = int(_nth or 1)
+_signal = signal.Signals[os.environ.get("ALMONER_CRASH_SIGNAL", "SIGKILL")]
 if _target and _target not in POINTS:
     raise ValueError(f"ALMONER_CRASH_AT={_target} is not one of {', '.join(POINTS)}")
 
@@ -48,4 +49,4 @@ def reached(point: str, in_flight: int, kind: str = "") -> None:
     if _countdown > 0 or mark.exists():
         return
     mark.write_text(f"{point} {in_flight}\n")
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), _signal)

@@ -111,6 +111,7 @@ class CallOut(Protocol):
 
     kind: str
     exclusive: bool  # settle under the envelope's exclusive lock instead of the shared one
+    read: bool  # changes nothing at the other side: nothing about it is ever unknown
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         """subject -> request to call with, or Unknown, Void, Later. Runs under the envelopes' shared locks."""
@@ -245,7 +246,7 @@ class Worker:
                       AND (state = 'PENDING' AND due_at <= clock_timestamp()
                            OR state = 'CLAIMED' AND leased_until < clock_timestamp())
                    ORDER BY due_at LIMIT %(free)s FOR UPDATE SKIP LOCKED)
-               UPDATE work w SET state = 'CLAIMED', ambiguous = ambiguous OR state = 'CLAIMED',
+               UPDATE work w SET state = 'CLAIMED', ambiguous = NOT %(read)s AND (ambiguous OR state = 'CLAIMED'),
                       attempts_started = attempts_started + 1, tries = tries + 1, lease_token = gen_random_uuid(),
                       leased_until = clock_timestamp() + make_interval(secs => %(lease)s), updated_at = clock_timestamp()
                FROM chosen WHERE w.kind = chosen.kind AND w.subject = chosen.subject
@@ -253,6 +254,7 @@ class Worker:
             kind=self.kind,
             subjects=list(subjects),
             free=free,
+            read=self._callout.read,
             lease=self._limits.lease_seconds,
         )
         return [
@@ -293,7 +295,10 @@ class Worker:
     async def call(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> Answer:
         try:
             with metrics.timed(metrics.CALL, kind=self.kind):
-                return await self._callout.call(client, claim, request)
+                answer = await self._callout.call(client, claim, request)
+                if self._callout.read and isinstance(answer, MaybeDone):
+                    return NotSent(answer.code, answer.message)
+                return answer
         except LeaseLost as error:
             return NotSent("LEASE_LOST", str(error))
 

@@ -94,7 +94,7 @@ def _taken_apart(body: Any) -> tuple[dict[str, Any], Any, list[dict[str, Any]]]:
     return header, message["transaction_id"], requests
 
 
-def _header_fault(db: sqlite3.Connection, header: dict[str, Any], items: int) -> str | None:  # noqa: PLR0911
+def _header_fault(db: sqlite3.Connection, header: dict[str, Any], items: int) -> str | None:
     settings = db.execute("SELECT * FROM settings").fetchone()
     if header.get("version", "1.0.0") != "1.0.0":
         return "rjct.version.invalid"

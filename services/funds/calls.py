@@ -45,6 +45,8 @@ class _Request:
 class _Call:
     """What the four have in common: settings, banks, outbox."""
 
+    read = False
+
     def __init__(self, settings: Settings, banks: Mapping[str, Bank], sealer: Sealer, outbox: Outbox) -> None:
         self._settings = settings
         self._banks = banks
@@ -65,6 +67,7 @@ class Check(_Call):
 
     kind = "check"
     exclusive = True  # its settle decides on the block
+    read = True
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         rows = tx.rows(

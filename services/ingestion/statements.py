@@ -26,6 +26,7 @@ PIECE_BYTES = 1_000_000
 RUN_CHUNKS = 5  # of one transaction
 _INSERT_BYTES = 4_000_000
 _NARRATIVE_CHARACTERS = 100
+_FIFTH_CHARACTERS = 65  # a line of SWIFT's; a thousand of them and of the references still fit into an event
 _SEAL_PIECE = "StatementPiece"
 
 
@@ -179,7 +180,7 @@ class Statements:
                 text = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.fields]
                 personal[str(number)] = {"text": text, "narratives": narratives}
                 continue
-            fifth = narratives[4] if len(narratives) > 4 else ""
+            fifth = narratives[4][:_FIFTH_CHARACTERS] if len(narratives) > 4 else ""
             lines.append({"line": number, **line._asdict(), "fifth_narrative": fifth})
             personal[str(number)] = {"narratives": narratives}
         return self._event(statement, chunk, lines, unparsable, personal)

@@ -65,6 +65,7 @@ class Resolve:
 
     kind = store.KIND
     exclusive = False  # guarded by the part's own row
+    read = True
 
     def __init__(self, mapper: Mapper, sealer: Sealer, outbox: Outbox) -> None:
         self._mapper = mapper
@@ -105,8 +106,6 @@ class Resolve:
 
     def settle(self, tx: Tx, settled: Settled) -> None:
         """Say who is paid where, and who is held."""
-        if settled.state == "UNKNOWN":
-            store.not_unknown(tx, settled.claim.subject)
         if not isinstance(settled.answer, Done):
             return
         answered: Answered = settled.answer.value

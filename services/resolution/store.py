@@ -165,15 +165,6 @@ def ask_again(tx: Tx, command: ResolveHeld, cause: Cause) -> int:
     return people
 
 
-def not_unknown(tx: Tx, name: str) -> None:
-    """A read which was given up leaves nothing open at the mapper: an operator may retry it, unlike a payment."""
-    tx.run(
-        "UPDATE work SET state = 'ERROR', ambiguous = false WHERE kind = %(kind)s AND subject = %(name)s AND state = 'UNKNOWN'",
-        kind=KIND,
-        name=name,
-    )
-
-
 def _enqueue(tx: Tx, parts: Sequence[tuple[UUID, UUID, int, Cause]]) -> None:
     workqueue.enqueue(
         tx,

@@ -6,7 +6,6 @@ HTTP 500 and nothing of the list is stored.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -33,15 +32,13 @@ class ExampleBank:
             "total_funds_needed": to_decimal(amount_minor, account.currency),
         }
         answer = await self._call(client, claim, "check_funds", body)
-        if isinstance(answer, NotSent):
+        if isinstance(answer, NotSent | MaybeDone):
             return answer
-        if isinstance(answer, MaybeDone):
-            return replace(answer, repeatable=True)  # a read
         if answer.get("status") == "success" and answer.get("has_sufficient_funds") is True:
             return Done(Sufficient())
         if answer.get("status") in ("success", "failed"):
             return Done(_refused(answer, "FUNDS_NOT_AVAILABLE"))
-        return MaybeDone("NONSENSE", "check_funds answered neither success nor failed", repeatable=True)
+        return MaybeDone("NONSENSE", "check_funds answered neither success nor failed")
 
     async def block(self, client: httpx.AsyncClient, claim: Claim, account: Account, amount_minor: int) -> Answer:
         body = {

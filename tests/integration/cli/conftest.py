@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ CURRENCY = "KES"
 TOKEN = "a token for tests only"
 
 
-@dataclass
-class Town:
-    """Everything that takes part."""
+class Almoner:
+    """The command, in a test's world."""
 
-    world: World
-    bank: BankAdmin
-    mapper: MapperAdmin
-    folder: Path
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world = world
+        self.folder = folder
 
     def almoner(self, *argv: str, code: int = 0, **env: str) -> str:
         """Run a verb; its standard output. Fails where it ends with another code than expected."""
@@ -51,6 +48,15 @@ class Town:
     def json(self, *argv: str, code: int = 0, **env: str) -> Any:
         return json.loads(self.almoner(*argv, "-o", "json", code=code, **env))
 
+
+class Town(Almoner):
+    """The command, and everything it speaks of: services, a bank, a mapper."""
+
+    def __init__(self, world: World, folder: Path, bank: BankAdmin, mapper: MapperAdmin) -> None:
+        super().__init__(world, folder)
+        self.bank = bank
+        self.mapper = mapper
+
     def submit(self, envelope_id: str, count: int, strangers: int = 0) -> list[str]:
         """Submit the sample; the mapper does not know the last `strangers`. Returns the disbursements' ids."""
         path = self.folder / f"{envelope_id}.csv"
@@ -59,6 +65,13 @@ class Town:
         self.mapper.put_people((person, sample.address(person)) for _, person, _, _ in people[: count - strangers])
         self.almoner("submit", str(path), *sample.envelope_options(envelope_id, CURRENCY), "--yes")
         return [row[0] for row in people]
+
+
+@pytest.fixture
+def alone(world: World, tmp_path: Path) -> Almoner:
+    """The command with broker and database, and no service at work."""
+    world.topics("ingestion.results.v1", "ingestion.inbox-envelopes.v1")
+    return Almoner(world, tmp_path)
 
 
 @pytest.fixture
@@ -83,4 +96,4 @@ def town(world: World, tmp_path: Path) -> Iterator[Town]:
         bank.set_statements("full", callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
         for process in world.processes:
             world.until(process.ready, what=f"{process.name} being ready")
-        yield Town(world, bank, mapper, tmp_path)
+        yield Town(world, tmp_path, bank, mapper)

@@ -85,7 +85,7 @@ def copied(world: World, prefix: str, change: Callable[[str, dict[str, Any]], bo
     return {"ALMONER_TOPIC_PREFIX": prefix}
 
 
-def test_one_event_altered_is_named(paid: tuple[Town, list[str]]) -> None:
+def test_one_event_or_one_line_altered_is_named(paid: tuple[Town, list[str]]) -> None:
     town, ids = paid
 
     def another_amount(topic: str, data: dict[str, Any]) -> bool:
@@ -113,12 +113,9 @@ def test_one_event_altered_is_named(paid: tuple[Town, list[str]]) -> None:
     assert len(found) == 1
     assert "blocked 1: the row has" in found[0]
 
-
-def test_one_line_altered_is_named(paid: tuple[Town, list[str]]) -> None:
-    town, ids = paid
     [reference] = town.world.sql("funds", "SELECT reference FROM ops_payments WHERE disbursement_id = %(id)s", id=ids[6])
 
-    def another_amount(topic: str, data: dict[str, Any]) -> bool:
+    def another_line(topic: str, data: dict[str, Any]) -> bool:
         for line in data.get("lines") or [] if topic == "ingestion.statements.v1" and "chunk" in data else []:
             if line["customer_reference"] == reference.reference:
                 line["amount_minor"] += 1
@@ -126,6 +123,6 @@ def test_one_line_altered_is_named(paid: tuple[Town, list[str]]) -> None:
                 return True
         return False
 
-    found = findings(town, "statements", **copied(town.world, f"{town.world.name}c.", another_amount))
+    found = findings(town, "statements", **copied(town.world, f"{town.world.name}c.", another_line))
     assert found
     assert all(ids[6] in finding and reference.reference in finding for finding in found)

@@ -191,3 +191,26 @@ def test_status(world: World) -> None:
     steps = [row.step for row in world.sql("ingestion", "SELECT step FROM ops_history ORDER BY at")]
     assert steps.count("batch cut") == 2
     assert "complete" in steps
+
+
+def test_a_batch_of_noise_stops_nobody(world: World) -> None:
+    noise = random.Random(1)
+
+    def text(characters: int) -> str:
+        return "".join(chr(noise.randrange(0x10000, 0x1F000)) for _ in range(characters))
+
+    items = [
+        c.Disbursement(
+            disbursement_id=text(64), beneficiary_id=text(64), amount_minor=1, beneficiary_name=text(200), narrative=text(200)
+        )
+        for _ in range(1000)
+    ]
+    world.publish(ENVELOPES, envelope("e1", 1000, 1000), "e1")
+    world.publish_many(DISBURSEMENTS, [message(chunk("e1", items[n : n + 250]), f"e1/{n}") for n in range(0, 1000, 250)])
+    process = world.run("ingestion")
+    [batch] = world.events(BATCHES, c.BatchCut, at_least=1)
+    assert [item.disbursement_id for item in sorted(batch.data.items, key=lambda i: i.disbursement_id)] == sorted(
+        item.disbursement_id for item in items
+    )
+    assert process.logged("names and narratives left out: too large")
+    assert process.alive

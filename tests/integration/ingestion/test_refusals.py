@@ -13,6 +13,7 @@ from libs.common import inbox
 from libs.common.clock import utc_now
 from libs.common.consumer import Fold, Limits
 from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import EventData
 from libs.common.db import Database
 from libs.common.envelope import RawMessage
 from services.ingestion.config import Settings
@@ -46,7 +47,7 @@ def item(n: int, **changes: Any) -> dict[str, Any]:
 ENVELOPE = envelope("e1", 10, total(1, 10))
 CHUNK = chunk("e1", disbursements(1, 2))
 
-SHAPES = [
+SHAPES: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = [
     (ENVELOPE, {"programme": {"id": ""}}, [("INVALID_PROGRAM", "/programme/id")]),
     (ENVELOPE, {"benefit_code": {"id": "x", "type": "GOLD"}}, [("INVALID_BENEFIT_CODE", "/benefit_code/type")]),
     (ENVELOPE, {"benefit_code": {"id": "x", "type": "SERVICE"}}, [("INVALID_BENEFIT_CODE", "/benefit_code/type")]),
@@ -214,7 +215,7 @@ def fold(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fold]:
     database.close()
 
 
-_TYPES = [
+_TYPES: list[type[EventData]] = [
     c.EnvelopeSubmitted,
     c.DisbursementsAdded,
     c.StatementSubmitted,

@@ -63,7 +63,8 @@ class Run:
             "probe",
             ALMONER_PROBE_URL=self.other_side.url,
             ALMONER_PROBE_CONSUME_MAX_MESSAGES="10",
-            ALMONER_PROBE_ASK_LEASE_SECONDS="6",  # many processes start at once: a slow claim must not cost its lease
+            ALMONER_PROBE_ASK_TIMEOUT_SECONDS="3",  # many processes start at once: slowness must cost no lease
+            ALMONER_PROBE_ASK_LEASE_SECONDS="8",
             ALMONER_CRASH_AT=self.point,
             ALMONER_CRASH_MARK=str(self.mark),
         )

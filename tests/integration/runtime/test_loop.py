@@ -221,6 +221,7 @@ def test_pause_and_resume_of_consumption_and_of_a_kind_of_call(world: World, oth
     for stage in ("ask", "consume"):
         world.publish(COMMANDS, operator.PauseStage(stage=stage, **WHO), "probe")
         if stage == "ask":
+            world.until(lambda: world.sql("probe", "SELECT 1 FROM ops_paused"))
             world.publish(IN, Ask(subjects=["a", "b"]), "k")
             world.until(lambda: len(world.sql("probe", "SELECT 1 FROM work WHERE state = 'PENDING'")) == 2)
     world.until(lambda: process.logged("consumption paused"))

@@ -31,7 +31,13 @@ def states(world: World) -> set[str]:
 def test_no_more_is_claimed_than_there_are_free_slots(world: World, other_side: OtherSide) -> None:
     world.publish(IN, Ask(subjects=[f"slow-{n}" for n in range(12)]), "k")
     for _ in range(2):
-        world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_ASK_CONCURRENCY="2")
+        world.run(
+            "probe",
+            ALMONER_PROBE_URL=other_side.url,
+            ALMONER_PROBE_ASK_CONCURRENCY="2",
+            ALMONER_PROBE_ASK_TIMEOUT_SECONDS="10",
+            ALMONER_PROBE_ASK_LEASE_SECONDS="20",
+        )
     most = 0
     while states(world) != {"DONE"}:
         most = max(most, world.sql("probe", "SELECT count(*) AS n FROM work WHERE state = 'CLAIMED'")[0].n)

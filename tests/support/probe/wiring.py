@@ -25,8 +25,8 @@ class Settings(ServiceSettings):
     url: str = Field(default="", description="where to ask")
     ask_again: bool = Field(default=True, description="whether the other side knows keys, so that a call may be repeated")
     ask_concurrency: int = 4
-    ask_timeout_seconds: float = 0.6
-    ask_lease_seconds: float = 3.2
+    ask_timeout_seconds: float = 1.0
+    ask_lease_seconds: float = 4.0
     ask_max_attempts: int = 3
     ask_backoff_first_seconds: float = 0.05
 
@@ -85,6 +85,7 @@ def decide(tx: Tx, subject: str, cause: Cause) -> None:
 class Asking:
     kind = "ask"
     exclusive = False
+    read = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,0 +1,38 @@
+"""What the tests of faults ask of funds, and of its books."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from libs.common.contracts import operator
+from libs.common.contracts.scheduler import Tick
+from tests.support.world import World
+
+# A lease short enough to wait for, a time-out long enough for a busy machine; the retries come soon.
+LIMITS = {
+    f"ALMONER_FUNDS_{kind}_{name}": value
+    for kind in ("CHECK", "BLOCK", "DISPATCH", "RELEASE")
+    for name, value in {"TIMEOUT_SECONDS": "3", "LEASE_SECONDS": "6", "BACKOFF_FIRST_SECONDS": "0.2", "MAX_ATTEMPTS": "6"}.items()
+}
+
+
+def command(world: World, model: type[operator.Command], **fields: Any) -> None:
+    world.publish("funds.commands.v1", model(who="tester", why="test", **fields), key="k")
+
+
+def tick(world: World) -> None:
+    due_at = datetime.now(UTC) + timedelta(days=1)
+    world.publish("scheduler.ticks.v1", Tick(job="funds-due", due_at=due_at), key="funds-due")
+
+
+def unknown(world: World) -> list[Any]:
+    return world.sql("funds", "SELECT * FROM ops_unknown ORDER BY kind, subject")
+
+
+def idle(world: World) -> bool:
+    """Nothing is left to decide, to call or to say."""
+    [row] = world.sql(
+        "funds",
+        """SELECT (SELECT count(*) FROM due) AS due, (SELECT count(*) FROM outbox) AS outbox,
+                  (SELECT count(*) FROM work WHERE state IN ('PENDING', 'CLAIMED')) AS work""",
+    )
+    return not (row.due or row.outbox or row.work)
