@@ -5,7 +5,6 @@ where it cannot, what is not known is listed and ends by the statement or by an 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ from libs.common import crash
 from libs.common.contracts import funds, operator
 from libs.common.contracts.base import EventData
 from libs.common.db import Database
-from libs.local.client import BankAdmin, Profile, SimulatorProcess
+from libs.local.client import BankAdmin, Profile
 from services.funds.config import Settings
 from services.funds.wiring import wire
 from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
-from tests.faults.stories import Story, Told, tell
+from tests.faults.stories import Story, Teller
 from tests.support.money import Payout
 from tests.support.process import Process
-from tests.support.stacks import Databases
 from tests.support.statements import deliver_statements
-from tests.support.world import Kafka, World
+from tests.support.world import World
 
 PEOPLE = 20
 ENVELOPES, PAYMENTS, STATEMENTS = "funds.envelopes.v1", "funds.payments.v1", "funds.statements.v1"
@@ -268,29 +266,15 @@ class Crash:
 # --- The tests --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def told(
-    request: pytest.FixtureRequest,
-    kafka: Kafka,
-    databases: Databases,
-    template: str,
-    bank_process: SimulatorProcess,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Told]]:
-    """The stories of the selected cases."""
-    names = {str(item.callspec.params["name"]) for item in request.session.items if hasattr(item, "callspec") and "name" in item.callspec.params}
-    with BankAdmin(bank_process.base_url) as bank:
+def stories(bank: BankAdmin) -> dict[str, Teller]:
+    def teller(case: Case) -> Teller:
+        return lambda world, folder: Crash(case, world, bank, folder).story()
 
-        def teller(case: Case) -> Callable[[World, Path], Story]:
-            return lambda world, folder: Crash(case, world, bank, folder).story()
-
-        stories = {case.name: teller(case) for case in CASES if case.name in names}
-        yield tell(stories, kafka, databases, template, tmp_path_factory)
+    return {case.name: teller(case) for case in CASES}
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [case.name for case in CASES])
-def test_killed_at(name: str, told: dict[str, Told], request: pytest.FixtureRequest) -> None:
-    request.node.funcargs["world"] = told[name].world  # whose logs are shown if this fails
-    if failure := told[name].failure:
-        raise failure
+@pytest.mark.timeout(600)  # the first of them waits for all
+@pytest.mark.parametrize("story", [case.name for case in CASES])
+@pytest.mark.usefixtures("ended_well")
+def test_killed_at(story: str) -> None:
+    """Its story is above."""

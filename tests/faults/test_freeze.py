@@ -1,0 +1,153 @@
+"""A caller that is frozen beyond its lease while a replica takes over: paid once, and what it does when it wakes is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libs.common.contracts import operator
+from libs.local.client import BankAdmin, Profile, SimulatorProcess
+from tests.faults.bookkeeping import LIMITS, command, idle, unknown
+from tests.faults.stories import Story, Teller
+from tests.support.money import Payout
+from tests.support.process import Process
+from tests.support.statements import deliver_statements
+from tests.support.world import World
+
+PEOPLE = 20
+PROFILES: tuple[Profile, ...] = ("full", "example")
+
+
+class Frozen:
+    """One envelope of two batches, a caller that freezes with a dispatch in flight, a replica that goes on."""
+
+    def __init__(self, profile: Profile, world: World, bank: BankAdmin, **env: str) -> None:
+        self.world = world
+        self.bank = bank
+        self.payout = Payout(world, bank, profile)
+        self.payout.batch(PEOPLE)
+        self.payout.batch(PEOPLE)
+        self.env = {**self.payout.env, **LIMITS}
+        self.payout.publish_all()
+        self.caller = world.run("funds", **self.env, **env)
+        self.tokens: set[str] = set()
+
+    def attempts(self) -> list[Any]:
+        return self.world.sql("funds", "SELECT * FROM attempts WHERE kind = 'dispatch' ORDER BY subject, attempt")
+
+    def requests(self) -> dict[str, int]:
+        """Attempt of ours -> how often the bank has received a request to pay from it."""
+        sent: dict[str, int] = {}
+        for request in self.bank.requests():
+            if request["path"].endswith("/initiate_payment"):
+                sent[request["request_id"]] = sent.get(request["request_id"], 0) + 1
+        return sent
+
+    def taken_over(self) -> Story:
+        """From here the caller does nothing; what it has claimed is known by its lease tokens."""
+        self.tokens = {str(row.lease_token) for row in self.attempts() if row.finished_at is None}
+        assert self.tokens
+        self.replica: Process = self.world.run("funds", **self.env)
+        yield lambda: sum(self.payout.position().get(name, 0) for name in ("unknown", "outstanding")) == 2 * PEOPLE
+        self.payout.assert_balanced()
+        assert max(self.payout.ledger().values(), default=1) == 1
+        assert bool(unknown(self.world)) == (self.payout.profile == "example")
+
+    def wakes(self) -> Story:
+        before = self.payout.position()
+        self.caller.thaw()
+        yield lambda: len(self.caller.logged("late settle refused")) == len(self.tokens)
+        assert self.caller.metric("almoner_late_settles_total", kind="dispatch") == len(self.tokens)
+        late = {str(row.lease_token) for row in self.attempts() if row.late}
+        assert late == self.tokens
+        assert self.payout.position() == before
+
+    def ends(self) -> Story:
+        """Everybody is paid once in the end, whatever had to be asked for that."""
+        yield lambda: idle(self.world)
+        for row in unknown(self.world):
+            people = self.world.sql("funds", "SELECT * FROM payments WHERE instruction = %(n)s", n=int(row.subject))
+            if any(person.disbursement_id in self.payout.ledger() for person in people):
+                continue  # the statement says so
+            fields = {"kind": "dispatch", "subject": row.subject, "outcome": "did_not_happen"}
+            command(self.world, operator.SettleUnknown, **fields, evidence="the bank's books")
+            yield lambda: self.payout.position()["held"] > 0
+            command(self.world, operator.RetryHeld, envelope_id=self.payout.envelope_id)
+            yield lambda: self.payout.position()["held"] == 0
+            yield lambda: idle(self.world)
+        deliver_statements(self.payout)
+        yield lambda: self.payout.position()["state"] == "SETTLED"
+        self.payout.assert_balanced()
+        assert self.payout.ledger() == {item.disbursement_id: 1 for item in self.payout.items()}
+        assert self.caller.alive
+        assert self.replica.alive
+
+
+def after_claim(profile: Profile, world: World, bank: BankAdmin, folder: Path) -> Story:
+    """Frozen between claim and call: the woken process must not send."""
+    mark = folder / "mark"
+    frozen = Frozen(
+        profile,
+        world,
+        bank,
+        ALMONER_CRASH_AT="call.after_claim",
+        ALMONER_CRASH_KIND="dispatch",
+        ALMONER_CRASH_SIGNAL="SIGSTOP",
+        ALMONER_CRASH_MARK=str(mark),
+    )
+    yield mark.exists
+    yield from frozen.taken_over()
+    assert not frozen.tokens & frozen.requests().keys()
+    yield from frozen.wakes()
+    assert not frozen.tokens & frozen.requests().keys()
+    assert {row.code for row in frozen.attempts() if row.late} == {"LEASE_LOST"}
+    yield from frozen.ends()
+
+
+def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
+    """The bank has paid and answers when the caller is frozen: the answer comes too late to change anything."""
+    bank.add_fault("late", profile=profile, path="/initiate_payment", seconds=2)
+    frozen = Frozen(profile, world, bank)
+    yield frozen.payout.ledger
+    frozen.caller.freeze()
+    bank.delete_faults()
+    yield from frozen.taken_over()
+    yield from frozen.wakes()
+    yield from frozen.ends()
+
+
+def request_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
+    """The bank acts on the first request after the lease has ended: "not found" was no proof, the key was."""
+    bank.add_fault("late_before", profile=profile, path="/initiate_payment", seconds=10)
+    frozen = Frozen(profile, world, bank)
+    yield frozen.requests
+    frozen.caller.freeze()
+    bank.delete_faults()
+    assert frozen.payout.ledger() == {}
+    yield from frozen.taken_over()
+    answered = {request["id"] for request in bank.requests() if request["fault"] == "late_before"}
+    yield lambda: all(r["status_code"] is not None for r in bank.requests() if r["id"] in answered)
+    assert max(frozen.payout.ledger().values()) == 1
+    yield from frozen.wakes()
+    yield from frozen.ends()
+
+
+WAYS = {"after claim": after_claim, "answer is late": answer_is_late, "request is late": request_is_late}
+
+
+def stories(_bank: BankAdmin) -> dict[str, Teller]:
+    def teller(way: str, profile: Profile) -> Teller:
+        def story(world: World, folder: Path) -> Story:
+            # A bank of its own: faults can't be ordered for one account only.
+            with SimulatorProcess("bank", folder) as process, BankAdmin(process.base_url) as bank:
+                yield from WAYS[way](profile, world, bank, folder)
+
+        return story
+
+    return {f"{way}, {profile}": teller(way, profile) for way in WAYS for profile in PROFILES}
+
+
+@pytest.mark.parametrize("story", [f"{way}, {profile}" for way in WAYS for profile in PROFILES])
+@pytest.mark.usefixtures("ended_well")
+def test_frozen_beyond_its_lease(story: str) -> None:
+    """Its story is above."""
