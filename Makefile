@@ -17,6 +17,7 @@ demo: ## 10,000 people paid on a stack of its own, with what goes wrong in life;
 bench: ## Measure N disbursements (N=100000) on a stack of its own; the last line is JSON.
 	@./almoner bench $(N)
 
+bench-replicas: N = 4000
 bench-replicas: ## Two replicas against one, with simulators that answer after 200 ms; the last line is JSON.
 	@./almoner bench $(N) --replicas
 

@@ -70,6 +70,7 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
     answers = Answers() if wait else None
     publisher = Publisher(source)
     ids = publish(publisher, event, with_progress(sheet.disbursements(path, envelope.currency), summary.count, as_json))
+    publisher.flush()
     report["first_delivered_at"] = publisher.first_delivered_at
     outcome = collect(answers, ids, envelope.currency) if answers else None
     finish(report, outcome, len(ids), as_json)
@@ -128,7 +129,7 @@ def with_progress(items: Iterator[Disbursement], count: int, quiet: bool) -> Ite
 
 
 def publish(publisher: Publisher, event: EnvelopeSubmitted, items: Iterator[Disbursement]) -> dict[str, int]:
-    """Publish an envelope and its disbursements; returns the submissions' ids with their chunk numbers (0: the envelope)."""
+    """Publish an envelope and its disbursements ; returns their ids with chunk numbers (0: the envelope). The caller flushes."""
     ids = {publisher.submit("ingestion.inbox-envelopes.v1", event.envelope_id, event): 0}
     number = 0
     while chunk := list(islice(items, CHUNK_ITEMS)):
@@ -138,7 +139,6 @@ def publish(publisher: Publisher, event: EnvelopeSubmitted, items: Iterator[Disb
             envelope_id=event.envelope_id, items=chunk, count=control["count"], total_minor=control["total_minor"]
         )
         ids[publisher.submit("ingestion.inbox-disbursements.v1", f"{event.envelope_id}/{number}", added)] = number
-    publisher.flush()
     return ids
 
 

@@ -19,9 +19,11 @@ from libs.common.errors import Transient
 
 psycopg2.extras.register_uuid()  # type: ignore[no-untyped-call]
 
-# Classes and codes of SQLSTATE after which the same work succeeds later: connection, transaction rollback, insufficient
-# resources, operator intervention, lock not available, and the disk's errors.
-_TRANSIENT_STATES = ("08", "40", "53", "55P03", "57", "58")
+# Classes and codes of SQLSTATE after which the same work succeeds later: connection, transaction that slept too long,
+# transaction rollback, insufficient resources, operator intervention, lock not available, and the disk's errors.
+_TRANSIENT_STATES = ("08", "25P03", "40", "53", "55P03", "57", "58")
+# A process that is frozen within a transaction must not keep the envelope's lock from its replicas.
+_IDLE_SECONDS = 20
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -80,7 +82,8 @@ class Database:
             pool_timeout=10,
             hide_parameters=True,  # errors are logged, what rows hold is not
             connect_args={
-                "options": f"-c role=almoner_{service} -c search_path={service} -c lock_timeout=30s",
+                "options": f"-c role=almoner_{service} -c search_path={service} -c lock_timeout=30s"
+                f" -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s",
                 "application_name": f"almoner-{service}",
                 "connect_timeout": 5,
             },

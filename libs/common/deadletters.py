@@ -73,11 +73,20 @@ def redrive(tx: Tx, ids: Sequence[int]) -> int:
 
 def close_redriven(tx: Tx, messages: Sequence[RawMessage]) -> None:
     """The letters whose redrive is among these messages are handled now; nothing is held back for them any more."""
-    # Publishers may send any header: only what can be an id of ours is read as one.
-    headers = [pair for message in messages for pair in message.headers]
-    ids = [int(value) for name, value in headers if name == REDRIVE and value.isdigit() and len(value) <= 18]
-    if ids:
-        tx.run("UPDATE dead_letters SET state = 'HANDLED' WHERE state = 'REDRIVEN' AND id = ANY(%(ids)s)", ids=ids)
+    # Anybody may send any header: what counts is a number which names a letter of this very topic.
+    found = [
+        (int(value), message.topic)
+        for message in messages
+        for name, value in message.headers
+        if name == REDRIVE and value.isdigit() and len(value) <= 18
+    ]
+    if found:
+        tx.run(
+            """UPDATE dead_letters d SET state = 'HANDLED' FROM unnest(%(ids)s::bigint[], %(topics)s::text[]) AS r (id, topic)
+               WHERE d.state = 'REDRIVEN' AND d.id = r.id AND d.topic = r.topic""",
+            ids=[letter for letter, _ in found],
+            topics=[topic for _, topic in found],
+        )
 
 
 def correlation_id(message: RawMessage) -> str | None:

@@ -15,6 +15,8 @@ from tests.support.statements import deliver_statements
 from tests.support.world import World
 
 PEOPLE = 20
+# Long enough to be caught waiting on a busy machine.
+PATIENT = {"ALMONER_FUNDS_DISPATCH_TIMEOUT_SECONDS": "8", "ALMONER_FUNDS_DISPATCH_LEASE_SECONDS": "11"}
 PROFILES: tuple[Profile, ...] = ("full", "example")
 
 
@@ -27,7 +29,7 @@ class Frozen:
         self.payout = Payout(world, bank, profile)
         self.payout.batch(PEOPLE)
         self.payout.batch(PEOPLE)
-        self.env = {**self.payout.env, **LIMITS}
+        self.env = {**self.payout.env, **LIMITS, **PATIENT}
         self.payout.publish_all()
         self.caller = world.run("funds", **self.env, **env)
         self.tokens: set[str] = set()
@@ -106,7 +108,7 @@ def after_claim(profile: Profile, world: World, bank: BankAdmin, folder: Path) -
 
 def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
     """The bank has paid and answers when the caller is frozen: the answer comes too late to change anything."""
-    bank.add_fault("late", profile=profile, path="/initiate_payment", seconds=2)
+    bank.add_fault("late", profile=profile, path="/initiate_payment", seconds=7)
     frozen = Frozen(profile, world, bank)
     yield frozen.payout.ledger
     frozen.caller.freeze()
@@ -118,7 +120,7 @@ def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Pat
 
 def request_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
     """The bank acts on the first request after the lease has ended: "not found" was no proof, the key was."""
-    bank.add_fault("late_before", profile=profile, path="/initiate_payment", seconds=10)
+    bank.add_fault("late_before", profile=profile, path="/initiate_payment", seconds=16)
     frozen = Frozen(profile, world, bank)
     yield frozen.requests
     frozen.caller.freeze()
