@@ -129,7 +129,7 @@ def with_progress(items: Iterator[Disbursement], count: int, quiet: bool) -> Ite
 
 
 def publish(publisher: Publisher, event: EnvelopeSubmitted, items: Iterator[Disbursement]) -> dict[str, int]:
-    """Publish an envelope and its disbursements ; returns their ids with chunk numbers (0: the envelope). The caller flushes."""
+    """Publish an envelope and its disbursements; returns their ids with chunk numbers (0: the envelope). The caller flushes."""
     ids = {publisher.submit("ingestion.inbox-envelopes.v1", event.envelope_id, event): 0}
     number = 0
     while chunk := list(islice(items, CHUNK_ITEMS)):

@@ -13,9 +13,11 @@ The states, and the only moves between them:
 """
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 # --- References: 16 characters [A-Z0-9] which decode to the primary key -------------------------------------------------
 
@@ -32,7 +34,11 @@ def references(incarnation: int, instruction: int, positions: Iterable[int]) -> 
     The check characters catch any mistyped or truncated reference with odds of 1 in 1.7 million."""
     head = _VERSION + _base36(incarnation, 2) + _base36(instruction, 7)
     seed = _seed(head)
-    return [head + _base36(p, 2) + _base36((seed + p * 104_729) % _CHECKS, 4) for p in positions]
+    found = []
+    for position in positions:
+        high, low = divmod((seed + position * 104_729) % _CHECKS, 36**2)
+        found.append(head + _PAIRS[position] + _PAIRS[high] + _PAIRS[low])
+    return found
 
 
 def decode_reference(text: str) -> tuple[int, int, int] | None:
@@ -55,6 +61,10 @@ def _base36(number: int, width: int) -> str:
     return text
 
 
+_PAIRS = [_base36(number, 2) for number in range(36**2)]
+
+
+@lru_cache(maxsize=4096)  # the lines of a statement name few instructions, a thousand times each
 def _seed(head: str) -> int:
     # MD5 because PostgreSQL has it too (the views show references); it guards against mistakes, not against people.
     return int(hashlib.md5(head.encode(), usedforsecurity=False).hexdigest()[:12], 16)
@@ -63,6 +73,7 @@ def _seed(head: str) -> int:
 # --- What goes to a bank ------------------------------------------------------------------------------------------------
 
 _SWIFT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ ")
+_ALREADY_SWIFT = re.compile(r"[A-Za-z0-9/?().,'+](?:[A-Za-z0-9/?:().,'+ -]*[A-Za-z0-9/?:().,'+-])?")
 _NARRATIVE_CHARACTERS = 65
 
 
@@ -70,6 +81,8 @@ def swift(text: str, longest: int = _NARRATIVE_CHARACTERS) -> str:
     """One line of SWIFT's character set X, no leading ':' or '-', never empty.
 
     A line break in a narrative could otherwise forge a statement line."""
+    if len(text) <= longest and _ALREADY_SWIFT.fullmatch(text):
+        return text  # as nearly all are
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     clean = "".join(c if c in _SWIFT else " " if c.isspace() else "?" for c in text).strip()

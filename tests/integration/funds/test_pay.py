@@ -19,6 +19,9 @@ def test_everybody_is_paid_once_and_the_statement_settles_the_envelope(world: Wo
     world.until(lambda: payout.position().get("outstanding") == 3000, timeout=30)
     payout.assert_balanced()
     assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
+    sent = {p["disbursement_id"]: p["payment_reference_number"] for p in bank.payments(profile)}
+    for row in world.sql("funds", "SELECT disbursement_id, reference FROM ops_payments"):
+        assert sent[row.disbursement_id] == row.reference  # what the view shows is what the bank knows
     deliver_statements(payout)
     world.until(lambda: payout.position().get("state") == "SETTLED", timeout=30)
     payout.assert_balanced()

@@ -1,0 +1,117 @@
+"""References, texts for banks, statement lines, the identities of the books."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.funds import domain
+from services.funds.domain import Known, Line, Money
+
+numbers = st.tuples(st.integers(0, 1295), st.integers(1, domain.MAX_INSTRUCTION), st.integers(0, domain.MAX_POSITION))
+
+
+@given(numbers)
+def test_a_reference_is_16_characters_and_decodes_to_what_it_names(number: tuple[int, int, int]) -> None:
+    [reference] = domain.references(number[0], number[1], [number[2]])
+    assert len(reference) == 16
+    assert reference.isalnum()
+    assert reference == reference.upper()
+    assert domain.decode_reference(reference) == number
+
+
+@given(numbers, st.integers(0, 15), st.sampled_from("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+def test_one_mistyped_character_never_names_another_payment(number: tuple[int, int, int], place: int, typed: str) -> None:
+    [reference] = domain.references(number[0], number[1], [number[2]])
+    mistyped = reference[:place] + typed + reference[place + 1 :]
+    decoded = domain.decode_reference(mistyped)
+    # With odds of 1 in 1.7 million another reference is met by chance; then it must at least be one of ours.
+    assert decoded in (None, number) or domain.references(decoded[0], decoded[1], [decoded[2]]) == [mistyped]
+
+
+@given(st.text())
+def test_any_text_decodes_to_nothing_or_to_a_reference_we_could_have_issued(text: str) -> None:
+    decoded = domain.decode_reference(text)
+    assert decoded is None or domain.references(decoded[0], decoded[1], [decoded[2]]) == [text]
+
+
+def test_numbers_which_have_no_room_are_refused() -> None:
+    with pytest.raises(ValueError, match="room"):
+        domain.references(0, 36**7, [0])
+
+
+@given(st.text(max_size=200), st.integers(1, 70))
+def test_what_goes_to_a_bank_is_one_plain_line(text: str, longest: int) -> None:
+    clean = domain.swift(text, longest)
+    assert 0 < len(clean) <= longest
+    assert set(clean) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ ")
+    assert clean[0] not in ":- "
+    assert clean == clean.strip()
+    assert domain.swift(clean, longest) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("José Müller", "Jose Muller"),
+        ("\n:61:2611211121D100,00", "61:2611211121D100,00"),
+        ("-}{", "??"),
+        ("", "."),
+        ("王", "?"),
+        ("-", "."),
+    ],
+)
+def test_texts_for_banks(text: str, clean: str) -> None:
+    assert domain.swift(text) == clean
+
+
+def known(**changes: object) -> dict[tuple[int, int], Known]:
+    fields = {"amount_minor": 100, "currency": "EUR", "debit": None, "reversal": None, "cancelled": False, "paid_again": False}
+    return {(7, 1): Known(**{**fields, **changes})}  # type: ignore[arg-type]
+
+
+def line(mark: str = "D", amount: int = 100, position: int = 1, bank_reference: str = "B1") -> Line:
+    return Line(1, mark, amount, 7, position, bank_reference)
+
+
+@pytest.mark.parametrize(
+    ("lines", "payment", "debits", "reversals", "exceptions"),
+    [
+        ([line()], {}, 1, 0, []),
+        ([line("RD")], {"debit": "B0"}, 0, 1, []),
+        ([line(), line("RD", bank_reference="B2")], {}, 1, 1, []),
+        ([line("RD"), line()], {}, 1, 1, []),  # the order of lines doesn't matter
+        ([line("RD")], {}, 0, 1, ["REVERSAL_WITHOUT_DEBIT"]),
+        ([line()], {"debit": "B1"}, 0, 0, []),  # the same line in another statement
+        ([line()], {"debit": "B9"}, 0, 0, ["DUPLICATE_DEBIT"]),
+        ([line(bank_reference="NONREF")], {"debit": "NONREF"}, 0, 0, ["DUPLICATE_DEBIT"]),
+        ([line(), line(bank_reference="B2")], {}, 1, 0, ["DUPLICATE_DEBIT"]),
+        ([line("RD")], {"debit": "B0", "reversal": "B9"}, 0, 0, ["DUPLICATE_REVERSAL"]),
+        ([line(amount=101)], {}, 0, 0, ["AMOUNT_MISMATCH"]),
+        ([line()], {"currency": "KES"}, 0, 0, ["AMOUNT_MISMATCH"]),
+        ([line()], {"cancelled": True}, 0, 0, ["PAID_AFTER_CANCEL"]),
+        ([line()], {"paid_again": True}, 1, 0, ["PAID_AFTER_RETRY"]),
+        ([line(position=2)], {}, 0, 0, ["UNKNOWN_REFERENCE"]),
+    ],
+)
+def test_what_a_statement_line_means(
+    lines: list[Line], payment: dict[str, object], debits: int, reversals: int, exceptions: list[str]
+) -> None:
+    result = domain.reconcile(lines, "EUR", known(**payment))
+    assert (len(result.debits), len(result.reversals)) == (debits, reversals)
+    assert [reason for _, reason in result.exceptions] == exceptions
+    assert set(exceptions) <= set(domain.EXCEPTIONS)
+
+
+def money(**parts: int) -> Money:
+    return Money(**{**dict.fromkeys(Money.__slots__, 0), **parts})
+
+
+def test_the_identities_of_the_books() -> None:
+    assert money(blocked=10, waiting=1, in_flight=2, unknown=3, held=4).balanced
+    assert money(blocked=10, dispatched=7, outstanding=1, confirmed=4, reversed=2, releasing=1, released=2).balanced
+    assert not money(blocked=10, waiting=9).balanced
+    assert not money(blocked=7, dispatched=7, confirmed=6).balanced
+    assert money(waiting=5).balanced  # before the block there is nothing that could have moved
+    assert not money(in_flight=5).balanced
+    assert money(blocked=7, dispatched=7, confirmed=6, reversed=1).settled
+    assert not money(blocked=7, dispatched=7, confirmed=6, outstanding=1).settled
