@@ -93,9 +93,11 @@ def bench(
     replicas: Annotated[bool, typer.Option("--replicas", help="two replicas against one, with slow simulators")] = False,
 ) -> None:
     """Measure on a stack of its own; the last line is JSON."""
-    from libs.cli.bench import compare_replicas, measure_all
-
-    (compare_replicas if replicas else measure_all)(disbursements)
+    if replicas:
+        from libs.cli.bench_replicas import compare_replicas as run
+    else:
+        from libs.cli.bench import measure_all as run
+    run(disbursements)
 
 
 # --- Submitting -------------------------------------------------------------------------------------------------------

@@ -4,14 +4,10 @@ Separate processes, real HTTP, Kafka and PostgreSQL with durable commits; the la
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +15,22 @@ from libs.cli import sample, sheet
 from libs.cli.books import prove
 from libs.cli.context import CliError, Refused, Views
 from libs.cli.demo import environment
-from libs.cli.send import Publisher, send_command
+from libs.cli.send import Publisher
 from libs.cli.submit import declared, publish
+from libs.cli.usage import Usage
 from libs.common.clock import utc_now
 from libs.common.contracts.base import Mnemonic, envelope_uuid
 from libs.common.contracts.ingestion import BenefitCode, Cycle, Disbursement, EnvelopeSubmitted
-from libs.common.contracts.operator import PauseStage, ResumeStage
 from libs.local import postgres, services
 from libs.local.client import BankAdmin, MapperAdmin
 from libs.local.stack import Stack, StackError, owned
 
-ROLES = ("ingestion", "resolution", "funds", "scheduler", "bank", "mapper", "bench")
-INFRASTRUCTURE = ("broker", "database")
 SOURCE = "bench"
 IDLE_ENVELOPES = 20
-SMALL = 10  # disbursements in an envelope, where calls are to decide
-LATE_SECONDS = 0.2
 IDLE_SILENCE_SECONDS = 2.0
 LIMIT_SECONDS = 1800.0
 STALLED_SECONDS = 120.0
 REST_SECONDS = 60.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def measure_all(count: int) -> None:
@@ -258,188 +249,3 @@ def check_books(views: Views) -> None:
         faults = [finding for findings in report.findings.values() for finding in findings]
         raise Refused("the books do not balance after the run: " + "; ".join((faults or report.notes)[:5]))
     say("books balance: rows, statement lines and events agree")
-
-
-# --- Two replicas against one -------------------------------------------------------------------------------------------
-
-
-def compare_replicas(count: int) -> None:
-    """One replica, then two, with simulators that answer after 200 ms; small envelopes, so that calls decide.
-
-    Each replica has 4 calls at once of a kind, so at most 20 a second. Work is held back by pausing a stage and then let
-    go, so that the stage which is measured has the machine for itself."""
-    rates = {replicas: measure_replicas(count // SMALL, replicas) for replicas in (1, 2)}
-    result: dict[str, Any] = {"disbursements": count // SMALL * SMALL}
-    for service, one in rates[1].items():
-        two = rates[2][service]
-        result[service] = {"one_per_second": round(one, 2), "two_per_second": round(two, 2), "ratio": round(two / one, 2)}
-    result["ratio"] = min(result[service]["ratio"] for service in rates[1])
-    sys.stderr.flush()
-    print(json.dumps(result), flush=True)
-
-
-def measure_replicas(envelopes: int, replicas: int) -> dict[str, float]:
-    """Service -> calls a second."""
-    say(f"— {replicas} of ingestion, resolution and funds")
-    try:
-        with owned(simulators=True, name="bench") as stack, environment(stack):
-            services.start(stack, replicas=replicas, say=say)
-            with BankAdmin(stack.addresses.bank_url) as bank, MapperAdmin(stack.addresses.mapper_url) as mapper:
-                mapper.put_people((person, sample.address(person)) for _, person, _, _ in sample.people(SMALL))
-                bank.add_fault("late", seconds=LATE_SECONDS)
-                mapper.add_fault("late", seconds=LATE_SECONDS)
-            with Views() as views:
-                return measure_stages(views, envelopes)
-    except StackError as error:
-        raise CliError(str(error)) from error
-
-
-def measure_stages(views: Views, envelopes: int) -> dict[str, float]:
-    waiting = "SELECT count(*) AS n FROM {}.ops_work WHERE kind = '{}' AND state = 'PENDING'"
-    for service, kind in (("resolution", "resolve"), ("funds", "check"), ("funds", "dispatch")):
-        command(views, service, PauseStage, kind)
-    publisher = Publisher(SOURCE)
-    for number in range(envelopes):
-        publish_small(publisher, f"small-{number}", SMALL)
-    publisher.flush()
-    wait_for(views, waiting.format("resolution", "resolve"), envelopes)
-    resumed = command(views, "resolution", ResumeStage, "resolve")
-    done = "SELECT count(resolved_at) AS n, max(resolved_at) AS at FROM resolution.ops_batches"
-    rates = {"resolution": envelopes / (wait_for(views, done, envelopes) - resumed)}
-    command(views, "funds", ResumeStage, "check")
-    wait_for(views, "SELECT count(*) AS n FROM funds.ops_envelopes WHERE blocked_minor > 0", envelopes)
-    wait_for(views, waiting.format("funds", "dispatch"), envelopes)
-    resumed = command(views, "funds", ResumeStage, "dispatch")
-    done = "SELECT count(dispatched_at) AS n, max(dispatched_at) AS at FROM funds.ops_instructions"
-    rates["funds"] = envelopes / (wait_for(views, done, envelopes) - resumed)
-    say(", ".join(f"{service} {rate:.1f} calls a second" for service, rate in rates.items()))
-    return rates
-
-
-def command(views: Views, service: str, model: type[PauseStage | ResumeStage], stage: str) -> float:
-    """Pause or resume a stage; returns the Unix time at which it was done."""
-    send_command(views, service, stage, model(who="bench", why="measuring", stage=stage))
-    return float(views.one(f"SELECT max(at) AS at FROM {service}.ops_audit").at.timestamp())
-
-
-def wait_for(views: Views, sql: str, count: int) -> float:
-    """Wait until `n` is `count`; returns the Unix time `at`, where the statement has one."""
-    until = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < until:
-        row = views.one(sql)
-        if row.n == count:
-            return float(row.at.timestamp()) if hasattr(row, "at") else 0.0
-        time.sleep(0.25)
-    raise Refused(f"not all done within {LIMIT_SECONDS:.0f} s: {row.n} of {count} ({sql})")
-
-
-# --- What the processes use -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Used:
-    """One process: its peak of resident memory, and CPU seconds within the measured time."""
-
-    role: str
-    peak_bytes: int
-    first_cpu_seconds: float
-    last_cpu_seconds: float
-
-
-class Usage:
-    """Looks at /proc several times a second; restarts, replicas and children of a role add up."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-        self._seen: dict[tuple[int, str], Used] = {}
-        self._infrastructure: dict[str, int] = dict.fromkeys(INFRASTRUCTURE, 0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Usage":
-        self._look(first=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-
-    def report(self) -> dict[str, Any]:
-        """peak_rss_mb and cpu_seconds by role, infra_rss_mb by part."""
-        peaks = {role: sum(one.peak_bytes for one in self._seen.values() if one.role == role) for role in ROLES}
-        cpu = {
-            role: sum(one.last_cpu_seconds - one.first_cpu_seconds for one in self._seen.values() if one.role == role)
-            for role in ROLES
-        }
-        return {
-            "peak_rss_mb": {role: round(size / 1e6, 1) for role, size in peaks.items()},
-            "cpu_seconds": {role: round(seconds, 2) for role, seconds in cpu.items()},
-            "infra_rss_mb": {part: round(size / 1e6, 1) for part, size in self._infrastructure.items()},
-        }
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.25):
-            self._look()
-
-    def _look(self, *, first: bool = False) -> None:
-        children = family()
-        named = {process.name: process.pid for process in self._stack.status() if process.pid}
-        named["bench-1"] = os.getpid()
-        for name, pid in named.items():
-            role = name.partition("-")[0]
-            pids = [pid] if role == "bench" else descendants(pid, children)
-            if role in INFRASTRUCTURE:
-                size = sum(proportional_bytes(one) for one in pids)
-                self._infrastructure[role] = max(self._infrastructure[role], size)
-            elif role in ROLES:
-                for one in pids:
-                    self._count(role, one, first)
-
-    def _count(self, role: str, pid: int, first: bool) -> None:
-        found = stat(pid)
-        if found is None:
-            return
-        started, cpu_seconds, peak_bytes = found
-        # What was born within the measured time has used nothing before.
-        used = self._seen.setdefault((pid, started), Used(role, 0, cpu_seconds if first else 0.0, cpu_seconds))
-        used.last_cpu_seconds = cpu_seconds
-        used.peak_bytes = max(used.peak_bytes, peak_bytes)
-
-
-def stat(pid: int) -> tuple[str, float, int] | None:
-    """(start time, CPU seconds, peak of resident bytes) of a process; None once it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    peak_bytes = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
-    return fields[19], (int(fields[11]) + int(fields[12])) / _TICKS, peak_bytes
-
-
-def proportional_bytes(pid: int) -> int:
-    """Memory of a process in which what it shares counts in part: PostgreSQL's buffers belong to all of its processes."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (OSError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
-
-
-def family() -> Mapping[int, list[int]]:
-    """Parent -> children, of all processes."""
-    found: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ProcessLookupError, IndexError):
-                continue
-            found.setdefault(parent, []).append(int(folder.name))
-    return found
-
-
-def descendants(pid: int, children: Mapping[int, list[int]]) -> list[int]:
-    return [pid, *(one for child in children.get(pid, []) for one in descendants(child, children))]

@@ -19,7 +19,8 @@ from libs.common.errors import Malformed
 SOURCE = "almoner/cli"
 _DELIVERY_SECONDS = 30.0
 _REACH_SECONDS = 5.0
-_PRODUCER: dict[str, Any] = {"message.timeout.ms": int(_DELIVERY_SECONDS * 1000)}
+_QUIET: dict[str, Any] = {"log_level": 0}  # what goes wrong is said in our own words
+_PRODUCER: dict[str, Any] = {**_QUIET, "message.timeout.ms": int(_DELIVERY_SECONDS * 1000)}
 
 
 class Publisher:
@@ -92,7 +93,7 @@ class Reader:
         self._consumer = kafka.consumer(
             "almoner-cli",
             "almoner-cli",
-            **{"group.protocol": "classic", "enable.partition.eof": False, "queued.max.messages.kbytes": 16_384},
+            **{**_QUIET, "group.protocol": "classic", "enable.partition.eof": False, "queued.max.messages.kbytes": 16_384},
         )
         self._name = topic(name)
         try:

@@ -85,7 +85,7 @@ def lags() -> dict[str, int]:
     from libs.cli.context import NotReachable
     from libs.common import kafka
 
-    admin = AdminClient(kafka.connection())
+    admin = AdminClient({**kafka.connection(), "log_level": 0})
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
     found = {}
     try:

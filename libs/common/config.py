@@ -35,7 +35,7 @@ class ServiceSettings(BaseSettings):
     pool_size: int = Field(default=10, ge=2, le=100, description="database connections")
     shutdown_seconds: float = Field(default=25.0, gt=0, description="drain, commit, leave the group; then the process ends")
     consume_max_messages: int = Field(default=500, ge=1, le=10_000, description="per transaction")
-    consume_max_bytes: int = Field(default=8_000_000, ge=1_000_000, description="per transaction")
+    consume_max_bytes: int = Field(default=2_000_000, ge=100_000, description="per transaction")
     consume_max_failures: int = Field(default=5, ge=1, description="of one message, before it is set aside")
     consume_breaker: int = Field(default=50, ge=1, description="dead letters in a row that pause consumption")
 

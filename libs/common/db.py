@@ -58,6 +58,10 @@ class Tx:
         """The envelopes' locks, exclusive, taken in key order; held until the end of the transaction."""
         self.run("SELECT pg_advisory_xact_lock(k) FROM unnest(%(keys)s::bigint[]) AS k", keys=sorted(set(keys)))
 
+    def try_lock_exclusive(self, key: int) -> bool:
+        """The lock if nobody holds it now. Waiting for it would make all who come after us wait as well."""
+        return bool(self.run("SELECT pg_try_advisory_xact_lock(%(key)s)", key=key).scalar_one())
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo what the block did to the database if it raises, and only that."""

@@ -15,6 +15,8 @@ from libs.common.envelope import Cause
 from libs.common.errors import Transient
 from libs.common.log import get
 
+PATIENCE_SECONDS = 0.3  # a job tries for its lock so long, then it waits for it
+
 _log = get("jobs")
 
 
@@ -24,7 +26,6 @@ class Job:
 
     name: str
     decide: Callable[[Tx, str, Cause], None]
-    exclusive: bool = True
 
 
 def make_due(
@@ -55,26 +56,28 @@ class JobRunner:
         self._committed = committed
 
     def run_due(self, limit: int = 100) -> int:
-        """Decide what is due now; returns how many subjects were looked at."""
+        """Decide what is due now; returns how many subjects were decided (by whomever)."""
         with self._database.transaction() as tx:
             found = tx.rows(
-                """SELECT job, subject, lock_key, min(id) AS first FROM due
+                """SELECT job, subject, lock_key, min(id) AS first,
+                          clock_timestamp() - min(due_at) > make_interval(secs => %(patience)s) AS waited
+                   FROM due
                    WHERE due_at <= clock_timestamp() AND job = ANY(%(jobs)s)
                      AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = job)
                    GROUP BY job, subject, lock_key ORDER BY first LIMIT %(limit)s""",
                 jobs=list(self._jobs),
                 limit=limit,
+                patience=PATIENCE_SECONDS,
             )
-        for row in found:
-            self._decide(self._jobs[row.job], row.subject, row.lock_key)
-        return len(found)
+        return sum(self._decide(self._jobs[row.job], row.subject, row.lock_key, waited=row.waited) for row in found)
 
-    def _decide(self, job: Job, subject: str, lock_key: int) -> None:
+    def _decide(self, job: Job, subject: str, lock_key: int, *, waited: bool) -> bool:
         with self._database.transaction() as tx:
-            if job.exclusive:
+            # Whoever waits for the exclusive lock stops all folds and claims behind it: try first, insist later.
+            if waited:
                 tx.lock_exclusive([lock_key])
-            else:
-                tx.lock_shared([lock_key])
+            elif not tx.try_lock_exclusive(lock_key):
+                return False
             taken = tx.rows(
                 """DELETE FROM due WHERE job = %(job)s AND subject = %(subject)s AND due_at <= clock_timestamp()
                    RETURNING id, cause_id, correlation_id, traceparent""",
@@ -82,7 +85,7 @@ class JobRunner:
                 subject=subject,
             )
             if not taken:
-                return  # another replica was faster
+                return True  # another replica was faster
             last = max(taken, key=lambda row: row.id)
             with metrics.timed(metrics.HANDLER, type=job.name):
                 job.decide(tx, subject, Cause(last.cause_id, last.correlation_id, last.traceparent))
@@ -90,8 +93,9 @@ class JobRunner:
         metrics.JOBS.labels(job.name, "decided").inc()
         crash.reached("job.after_commit", 1, job.name)
         self._committed()
+        return True
 
-    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.25) -> None:
+    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.1) -> None:
         while not stop.is_set():
             wake.clear()
             try:

@@ -101,17 +101,19 @@ class Check(_Call):
         cause = Cause(settled.claim.cause.id, str(envelope_id), settled.claim.cause.traceparent)
         if not isinstance(settled.answer, Done):
             return  # nothing happened that anybody must hear of; the work row says what is wrong
+        row = tx.one(
+            """SELECT e.header, e.funds, e.round, (e.completed_minor - m.cancelled_minor)::bigint AS amount
+               FROM envelopes e JOIN money m USING (envelope_id) WHERE e.envelope_id = %(id)s""",
+            id=envelope_id,
+        )
+        if row.funds != "CHECKING" or not settled.claim.subject.endswith(f"/{row.round}"):
+            return  # cancelled while the bank was asked: nobody needs the answer
         value = settled.answer.value
         if isinstance(value, Refused):
             which = f"check {settled.claim.subject}"
             decisions.say_short(tx, self._outbox, envelope_id, decisions.reason_code(value.code), value.message, cause, which)
             return
-        row = tx.one(
-            """UPDATE envelopes e SET funds = 'BLOCKING' FROM money m
-               WHERE m.envelope_id = e.envelope_id AND e.envelope_id = %(id)s AND e.funds = 'CHECKING'
-               RETURNING e.header, (e.completed_minor - m.cancelled_minor)::bigint AS amount""",
-            id=envelope_id,
-        )
+        tx.run("UPDATE envelopes SET funds = 'BLOCKING' WHERE envelope_id = %(id)s", id=envelope_id)
         if row.amount > 0:
             body = funds.FundsChecked(header=EnvelopeHeader.model_validate_json(row.header), amount_minor=row.amount)
             self._outbox.append(tx, [outgoing(body, envelope_id, cause, settled.claim.subject)])

@@ -222,7 +222,8 @@ class Decisions:
                LEFT JOIN tombstones t ON t.envelope_id = %(envelope)s AND t.disbursement_id = asked.id
                LEFT JOIN LATERAL (
                    SELECT i.instruction, i.state FROM instructions i JOIN payments q USING (instruction)
-                   WHERE i.envelope_id = %(envelope)s AND i.batch_id = t.batch_id AND q.disbursement_id = asked.id
+                   WHERE i.envelope_id = %(envelope)s AND (t.batch_id IS NULL OR i.batch_id = t.batch_id)
+                     AND q.disbursement_id = asked.id
                      AND NOT EXISTS (SELECT 1 FROM held h WHERE h.instruction = q.instruction AND h.position = q.position)
                    ORDER BY i.instruction DESC LIMIT 1) AS p ON c.disbursement_id IS NULL""",
             envelope=envelope_id,

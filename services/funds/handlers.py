@@ -171,6 +171,10 @@ class Handlers:
                 intake.still.append((envelope_id, item.disbursement_id, item.reason, item.message))
             elif state in ("RELEASING", "RELEASED") and resolved:
                 intake.unblocked.append((envelope_id, item.disbursement_id))
+        # The next part of the same batch may be in the same run.
+        seen |= {(batch_id, i.disbursement_id): "HELD" for i in held}
+        seen |= {(batch_id, i.disbursement_id): "CANCELLED" for i in cancelled}
+        seen |= {(batch_id, i.disbursement_id): "PAYMENT" for i in payable}
         intake.cancelled += [(envelope_id, i.disbursement_id, batch_id, i.amount_minor, in_block) for i in cancelled]
         known = intake.arrived.get(batch_id, (header, 0, 0))
         intake.arrived[batch_id] = (header, known[1] + first_seen[0], known[2] + first_seen[1])
@@ -367,7 +371,7 @@ class Handlers:
         self._prove_dispatch(tx, per, instructions, cause)
         for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
             because = Cause(event.id, str(envelope_id), event.traceparent)
-            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=0.25)  # lines come in many chunks
+            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=0.5)  # lines come in many chunks
 
     def _prove_dispatch(self, tx: Tx, per: dict[int, list[int]], instructions: dict[int, Any], cause: Cause) -> None:
         """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.

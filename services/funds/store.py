@@ -289,17 +289,24 @@ def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Ro
 
 
 def payments_named(tx: Tx, keys: Sequence[tuple[int, int]]) -> Rows:
-    """The payments that lines name, by primary key, with all that is known of them."""
+    """The payments that lines name, with all that is known of them: a look-up by primary key for each line, whatever the
+    planner believes of tables which grow by thousands a second (OFFSET 0 keeps it from choosing a scan)."""
     return tx.rows(
-        """SELECT p.instruction, p.position, p.amount_minor, p.disbursement_id, d.bank_reference AS debit,
-                  r.bank_reference AS reversal, h.held_id, h.state AS held_state,
-                  (c.disbursement_id IS NOT NULL OR h.state IN ('CANCELLED', 'RELEASING', 'RELEASED')) AS cancelled
+        """SELECT l.instruction, l.position, p.amount_minor, p.disbursement_id, f.debit, f.reversal, h.held_id,
+                  h.state AS held_state, (c.cancelled IS NOT NULL OR h.state IN ('CANCELLED', 'RELEASING', 'RELEASED')) AS cancelled
            FROM unnest(%(instructions)s::bigint[], %(positions)s::smallint[]) AS l (instruction, position)
-           JOIN payments p USING (instruction, position)
-           LEFT JOIN facts d ON d.instruction = p.instruction AND d.position = p.position AND d.kind = 'D'
-           LEFT JOIN facts r ON r.instruction = p.instruction AND r.position = p.position AND r.kind = 'R'
-           LEFT JOIN cancelled c ON c.instruction = p.instruction AND c.position = p.position
-           LEFT JOIN held h ON h.instruction = p.instruction AND h.position = p.position AND h.state <> 'PAID'""",
+           CROSS JOIN LATERAL (
+               SELECT amount_minor, disbursement_id FROM payments x
+               WHERE x.instruction = l.instruction AND x.position = l.position OFFSET 0) AS p
+           CROSS JOIN LATERAL (
+               SELECT max(bank_reference) FILTER (WHERE kind = 'D') AS debit, max(bank_reference) FILTER (WHERE kind = 'R') AS reversal
+               FROM facts x WHERE x.instruction = l.instruction AND x.position = l.position) AS f
+           LEFT JOIN LATERAL (
+               SELECT true AS cancelled FROM cancelled x
+               WHERE x.instruction = l.instruction AND x.position = l.position OFFSET 0) AS c ON true
+           LEFT JOIN LATERAL (
+               SELECT held_id, state FROM held x
+               WHERE x.instruction = l.instruction AND x.position = l.position AND x.state <> 'PAID' OFFSET 0) AS h ON true""",
         instructions=[key[0] for key in keys],
         positions=[key[1] for key in keys],
     )

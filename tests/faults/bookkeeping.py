@@ -5,6 +5,7 @@ from typing import Any
 
 from libs.common.contracts import operator
 from libs.common.contracts.scheduler import Tick
+from tests.support.money import Payout
 from tests.support.world import World
 
 # A lease short enough to wait for, a time-out long enough for a busy machine; the retries come soon.
@@ -36,3 +37,11 @@ def idle(world: World) -> bool:
                   (SELECT count(*) FROM work WHERE state IN ('PENDING', 'CLAIMED')) AS work""",
     )
     return not (row.due or row.outbox or row.work)
+
+
+def reach(payout: Payout, timeout: float = 40, **wanted: object) -> None:
+    """Wait until the envelope's position has these values. Raises AssertionError with the last one."""
+    try:
+        payout.world.until(lambda: wanted.items() <= payout.position().items(), timeout)
+    except AssertionError as error:
+        raise AssertionError(f"wanted {wanted}, the last position is {dict(payout.position())}") from error

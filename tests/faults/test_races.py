@@ -19,7 +19,7 @@ from libs.common.jobs import JobRunner
 from libs.local.client import BankAdmin
 from services.funds.config import Settings
 from services.funds.wiring import wire
-from tests.faults.bookkeeping import LIMITS, idle
+from tests.faults.bookkeeping import LIMITS, idle, reach
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
 from tests.support.world import World
@@ -105,6 +105,54 @@ def test_batch_cancellation_and_envelope_in_all_orders_in_two_replicas_at_once(
     assert min(handled) > 0, "one replica had all partitions: nothing was a race"
 
 
+@pytest.mark.parametrize("parts", [(1, 2), (2, 1)], ids=str)
+def test_two_parts_of_a_batch_in_one_poll(world: World, bank: BankAdmin, parts: tuple[int, int]) -> None:
+    payout = Payout(world, bank)
+    batch = payout.batch(PEOPLE, unresolved=3)
+    data = {1: batch, 2: payout.next_part(batch, 2)}
+    for part in parts:
+        payout.publish(data[part])
+    payout.publish(payout.completed())
+    world.run("funds", **payout.env)
+    reach(payout, outstanding=PEOPLE, held=0, waiting=0)
+    payout.assert_balanced()
+    assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
+
+
+@pytest.mark.parametrize("answer", ["late", "refuse"])
+def test_cancelled_while_the_bank_is_asked(world: World, bank: BankAdmin, answer: str) -> None:
+    """The check's answer comes when nobody needs it any more."""
+    payout = Payout(world, bank, balance_minor=100_000_000 if answer == "late" else 1)
+    payout.batch(PEOPLE)
+    bank.add_fault("late", profile="full", path="/check_funds", seconds=2)
+    process = world.run("funds", **payout.env)
+    payout.publish_all()
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM work WHERE kind = 'check' AND state = 'CLAIMED'"))
+    payout.publish(payout.cancelling())
+    reach(payout, state="CANCELLED", cancelled=PEOPLE)
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM attempts WHERE kind = 'check' AND finished_at IS NOT NULL"))
+    world.until(lambda: idle(world))
+    assert process.alive
+    assert bank.blocks("full", payout.account) == []
+    assert not distinct(world, "funds.envelopes.v1", funds.FundsShort)
+
+
+def test_cancelling_what_is_paid_already_without_knowing_its_batch(world: World, bank: BankAdmin) -> None:
+    """A batch may overtake the cancellation of somebody who was in no batch when it was asked for."""
+    payout = Payout(world, bank)
+    payout.batch(PEOPLE)
+    world.run("funds", **payout.env)
+    payout.publish_all()
+    reach(payout, outstanding=PEOPLE)
+    asked = payout.cancelling_some([payout.items()[0].disbursement_id])
+    payout.publish(asked.model_copy(update={"items": [item.model_copy(update={"batch_id": None}) for item in asked.items]}))
+    [event] = world.events("funds.envelopes.v1", funds.DisbursementsCancelled, at_least=1)
+    assert event.data.cancelled == []
+    assert [(one.disbursement_id, one.reason) for one in event.data.not_cancelled] == [
+        (payout.items()[0].disbursement_id, "ALREADY_DISPATCHED")
+    ]
+
+
 def life(payout: Payout) -> None:
     """Something of everything: cancelled before and after, held and resolved later, two batches."""
     payout.batch(PEOPLE, unresolved=3)
@@ -128,15 +176,15 @@ def test_every_message_twice_and_again_under_other_ids(world: World, bank: BankA
     life(payout)
     again(world, [*world.messages(ENVELOPES), *world.messages(BATCHES)])
     live = 2 * PEOPLE - 2
-    world.until(lambda: payout.position().get("outstanding") == live)
+    reach(payout, outstanding=live)
     again(world, [*world.messages(ENVELOPES), *world.messages(BATCHES)], "-new")
     deliver_statements(payout)
     again(world, world.messages(STATEMENTS))
-    world.until(lambda: payout.position()["state"] == "SETTLED")
+    reach(payout, state="SETTLED", confirmed=live)
     bank.reverse("full", reason="closed", disbursement_ids=[payout.items()[2].disbursement_id])
     deliver_statements(payout)
     again(world, world.messages(STATEMENTS), "-new")
-    world.until(lambda: payout.position()["reversed"] == 1)
+    reach(payout, reversed=1, revision=2)
     world.until(lambda: consumed(world, ENVELOPES, BATCHES, STATEMENTS) and idle(world))
     assert all(replica.alive for replica in replicas)
     payout.assert_balanced()
