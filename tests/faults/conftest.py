@@ -20,7 +20,7 @@ def told(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Told]]:
     """The stories of this module's selected tests, told together."""
-    calls = [item.callspec.params for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     names = {params.get("story") for params in calls}
     with BankAdmin(bank_process.base_url) as bank:
         stories = {name: teller for name, teller in request.module.stories(bank).items() if name in names}
@@ -28,8 +28,7 @@ def told(
 
 
 @pytest.fixture
-def ended_well(story: str, told: dict[str, Told], request: pytest.FixtureRequest) -> None:
-    """Raises what the test's story raised; the logs of its processes are shown."""
+def ended(story: str, told: dict[str, Told], request: pytest.FixtureRequest) -> Told:
+    """How the test's story went; the logs of its processes are shown if it did not go well."""
     request.node.funcargs["world"] = told[story].world
-    if failure := told[story].failure:
-        raise failure
+    return told[story]

@@ -30,6 +30,11 @@ class Told:
     world: World
     failure: Exception | None = None
 
+    def well(self) -> None:
+        """Raises what the story raised."""
+        if self.failure:
+            raise self.failure
+
 
 @dataclass
 class _Running:

@@ -19,7 +19,7 @@ from libs.local.client import BankAdmin, Profile
 from services.funds.config import Settings
 from services.funds.wiring import wire
 from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
-from tests.faults.stories import Story, Teller
+from tests.faults.stories import Story, Teller, Told
 from tests.support.money import Payout
 from tests.support.process import Process
 from tests.support.statements import deliver_statements
@@ -275,6 +275,5 @@ def stories(bank: BankAdmin) -> dict[str, Teller]:
 
 @pytest.mark.timeout(600)  # the first of them waits for all
 @pytest.mark.parametrize("story", [case.name for case in CASES])
-@pytest.mark.usefixtures("ended_well")
-def test_killed_at(story: str) -> None:
-    """Its story is above."""
+def test_killed_at(story: str, ended: Told) -> None:
+    ended.well()

@@ -8,7 +8,7 @@ import pytest
 from libs.common.contracts import operator
 from libs.local.client import BankAdmin, Profile, SimulatorProcess
 from tests.faults.bookkeeping import LIMITS, command, idle, unknown
-from tests.faults.stories import Story, Teller
+from tests.faults.stories import Story, Teller, Told
 from tests.support.money import Payout
 from tests.support.process import Process
 from tests.support.statements import deliver_statements
@@ -58,10 +58,10 @@ class Frozen:
     def wakes(self) -> Story:
         before = self.payout.position()
         self.caller.thaw()
+        yield lambda: all(row.finished_at for row in self.attempts())
+        assert {str(row.lease_token) for row in self.attempts() if row.late} == self.tokens
         yield lambda: len(self.caller.logged("late settle refused")) == len(self.tokens)
         assert self.caller.metric("almoner_late_settles_total", kind="dispatch") == len(self.tokens)
-        late = {str(row.lease_token) for row in self.attempts() if row.late}
-        assert late == self.tokens
         assert self.payout.position() == before
 
     def ends(self) -> Story:
@@ -150,6 +150,5 @@ def stories(_bank: BankAdmin) -> dict[str, Teller]:
 
 
 @pytest.mark.parametrize("story", [f"{way}, {profile}" for way in WAYS for profile in PROFILES])
-@pytest.mark.usefixtures("ended_well")
-def test_frozen_beyond_its_lease(story: str) -> None:
-    """Its story is above."""
+def test_frozen_beyond_its_lease(story: str, ended: Told) -> None:
+    ended.well()

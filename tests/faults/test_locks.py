@@ -1,0 +1,91 @@
+"""The envelope's lock: whoever folds or claims waits for who decides, whoever decides waits for who folds, and each reads anew
+what the other has done. A connection of the test holds the lock, so nothing depends on chance."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+import pytest
+import sqlalchemy
+
+from libs.common.contracts import operator
+from libs.common.db import lock_key
+from libs.local.client import BankAdmin
+from tests.faults.bookkeeping import command, idle, reach
+from tests.support.money import Payout
+from tests.support.world import World
+
+PEOPLE = 10
+
+
+@contextmanager
+def holding(payout: Payout, function: str) -> Iterator[Any]:
+    """A transaction which has taken the envelope's lock as funds does, and cancels the envelope when it commits."""
+    url = sqlalchemy.make_url(payout.world.database_url).set(drivername="postgresql")
+    connection = psycopg2.connect(url.render_as_string(hide_password=False))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT {function}(%s)", (lock_key("funds", payout.envelope_id),))
+            cursor.execute("UPDATE funds.envelopes SET cancelling = true WHERE envelope_id = %s", (payout.envelope_id,))
+            assert cursor.rowcount == 1
+            yield cursor
+    finally:
+        connection.close()
+
+
+def somebody_waits(world: World, mode: str) -> None:
+    query = """SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+               WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted AND l.mode = %(mode)s"""
+    world.until(lambda: world.sql(None, query, mode=mode), timeout=10, what="waiting for the lock")
+
+
+@pytest.fixture
+def payout(world: World, bank: BankAdmin) -> Payout:
+    payout = Payout(world, bank)
+    payout.batch(PEOPLE)
+    return payout
+
+
+def test_a_claim_waits_for_who_decides(world: World, payout: Payout) -> None:
+    process = world.run("funds", **payout.env)
+    command(world, operator.PauseStage, stage="dispatch")
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM paused"))
+    payout.publish_all()
+    reach(payout, waiting=PEOPLE, state="BLOCKED")
+    world.until(lambda: idle(world) or world.sql("funds", "SELECT 1 FROM work WHERE kind = 'dispatch'"))
+    with holding(payout, "pg_advisory_xact_lock"):
+        world.sql("funds", "DELETE FROM paused")
+        somebody_waits(world, "ShareLock")
+        assert payout.ledger() == {}
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM work WHERE kind = 'dispatch' AND code = 'CANCELLATION_PENDING'"))
+    assert payout.ledger() == {}
+    assert process.alive
+
+
+def test_intake_waits_for_who_decides(world: World, payout: Payout) -> None:
+    world.run("funds", **payout.env)
+    payout.publish(payout.completed())
+    reach(payout, state="BLOCKED")
+    with holding(payout, "pg_advisory_xact_lock"):
+        payout.publish(payout.batches[0])
+        somebody_waits(world, "ShareLock")
+    reach(payout, cancelled=PEOPLE)
+    assert world.sql("funds", "SELECT 1 FROM instructions") == []
+
+
+def test_who_decides_waits_for_who_folds(world: World, payout: Payout) -> None:
+    world.run("funds", **payout.env)
+    payout.publish(payout.batches[0])
+    reach(payout, waiting=PEOPLE)
+    with holding(payout, "pg_advisory_xact_lock_shared"):
+        # Beside the envelope's row, which is ours: what the fold of its completion writes before the job looks.
+        world.sql(
+            "funds",
+            """INSERT INTO due (job, subject, lock_key, cause_id) VALUES ('advance', %(id)s, %(key)s, 'test')""",
+            id=str(payout.envelope_id),
+            key=lock_key("funds", payout.envelope_id),
+        )
+        somebody_waits(world, "ExclusiveLock")
+    reach(payout, cancelled=PEOPLE)
+    assert world.sql("funds", "SELECT 1 FROM work") == []

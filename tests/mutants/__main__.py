@@ -1,0 +1,209 @@
+"""python -m tests.mutants: take away, one at a time, what makes "paid once" true; each must make a test fail.
+
+The chosen tests run once as the code is, then against each mutant in a copy of the tree, all on one broker and database.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from libs.local.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, owned
+from libs.local.supervisor import ROOT
+
+AT_ONCE = 3
+LIMIT_SECONDS = 300
+CRASH = "tests/faults/test_crash_funds.py::test_killed_at"
+FREEZE = "tests/faults/test_freeze.py::test_frozen_beyond_its_lease"
+LOCKS = "tests/faults/test_locks.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`text` occurs exactly once in the file; at least one of the tests must fail without it."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(
+        "the inbox: what came before is handled again",
+        "libs/common/inbox.py",
+        "            repeated.append(event)\n",
+        "            fresh.append(event)\n            repeated.append(event)\n",
+        ("tests/integration/runtime/test_inbox.py::test_every_message_twice_has_its_effect_once_and_other_content_is_refused",),
+    ),
+    Mutant(
+        "the lease guard: whoever answers last settles",
+        "libs/common/workqueue.py",
+        "AND subject = %(subject)s AND state = 'CLAIMED' AND lease_token = %(token)s",
+        "AND subject = %(subject)s AND %(token)s::uuid IS NOT NULL",
+        (f"{FREEZE}[answer is late, full]",),
+    ),
+    Mutant(
+        "the key before the call: each attempt has its own",
+        "libs/common/workqueue.py",
+        "attempts_started = attempts_started + 1, tries = tries + 1, lease_token = gen_random_uuid(),",
+        "attempts_started = attempts_started + 1, tries = tries + 1, lease_token = gen_random_uuid(),"
+        " idempotency_key = uuidv7(),",
+        (f"{CRASH}[call.after_answer-block-full]",),
+    ),
+    Mutant(
+        "the outbox in the transaction: events are appended in one of their own",
+        "libs/common/outbox.py",
+        "    tx.run(\n",
+        '    Tx(tx.connection.engine.connect().execution_options(isolation_level="AUTOCOMMIT")).run(\n',
+        (f"{CRASH}[call.before_settle_commit-dispatch-example]",),
+    ),
+    Mutant(
+        "the envelope's lock: claims don't take it",
+        "libs/common/workqueue.py",
+        "            tx.lock_shared(key for _, key in keys)\n",
+        "",
+        (f"{LOCKS}::test_a_claim_waits_for_who_decides",),
+    ),
+    Mutant(
+        "the envelope's lock: folds don't take it",
+        "services/funds/handlers.py",
+        '    tx.lock_shared(lock_key("funds", event.data.header.envelope_id) for event in events)\n',
+        "    return\n",
+        (f"{LOCKS}::test_intake_waits_for_who_decides",),
+    ),
+    Mutant(
+        "the envelope's lock: who decides doesn't take it",
+        "libs/common/jobs.py",
+        "            if waited:\n"
+        "                tx.lock_exclusive([lock_key])\n"
+        "            elif not tx.try_lock_exclusive(lock_key):\n"
+        "                return False\n",
+        "",
+        (f"{LOCKS}::test_who_decides_waits_for_who_folds",),
+    ),
+    Mutant(
+        "unknown is not retried: a payment whose answer was lost is sent again",
+        "services/funds/calls.py",
+        "if claim.ambiguous and bank is not None and bank.capabilities.dispatch is Repeat.ONCE:",
+        "if claim.ambiguous and bank is None:",
+        (f"{CRASH}[call.after_claim-dispatch-example]",),
+    ),
+    Mutant(
+        "unknown is not retried: a block whose answer was lost is asked for again",
+        "services/funds/calls.py",
+        "elif claim.ambiguous and bank.capabilities.block is Repeat.ONCE:",
+        "elif claim.ambiguous and bank is None:",
+        (f"{CRASH}[call.after_answer-block-example]",),
+    ),
+    Mutant(
+        "unknown is not retried: a lost answer is as good as none",
+        "libs/common/workqueue.py",
+        "WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'",
+        "WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'PENDING'",
+        (
+            "tests/integration/runtime/test_work.py"
+            "::test_what_may_have_happened_is_unknown_where_it_cannot_be_asked_again",
+        ),
+    ),
+]
+
+
+def main() -> int:
+    wrong = [mutant.name for mutant in MUTANTS if (ROOT / mutant.file).read_text().count(mutant.text) != 1]
+    if wrong:
+        print("The code has changed; say anew what to take away for:", *wrong, sep="\n  ")
+        return 1
+    began = time.monotonic()
+    with owned(name="mutants") as stack, tempfile.TemporaryDirectory(prefix="almoner-mutants-") as folder:
+        addresses = stack.addresses
+        env = {**os.environ, KAFKA_VARIABLE: addresses.kafka, DATABASE_VARIABLE: addresses.database_url}
+        tests = sorted({test for mutant in MUTANTS for test in mutant.tests})
+        failed, output = run(ROOT, tests, env, Path(folder) / "unchanged.xml")
+        if failed != 0:
+            print(output, f"{failed} of the tests fail already without any mutant.", sep="\n")
+            return 1
+        print(f"{len(tests)} tests pass as the code is.", flush=True)
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(AT_ONCE):
+            trees.put(copy(Path(folder) / f"tree-{number}"))
+
+        def judge(mutant: Mutant) -> str:
+            tree = trees.get()
+            try:
+                with mutated(tree, mutant):
+                    count, text = run(tree, mutant.tests, env, tree.with_suffix(".xml"))
+            finally:
+                trees.put(tree)
+            verdict = "killed" if count > 0 else "SURVIVED" if count == 0 else "NOT JUDGED"
+            print(f"{verdict:10}  {mutant.name}", flush=True)
+            if count < 0:
+                print(text)
+            return verdict
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            verdicts = list(pool.map(judge, MUTANTS))
+    print(f"{verdicts.count('killed')} of {len(MUTANTS)} mutants killed in {time.monotonic() - began:.0f} s")
+    return 0 if set(verdicts) == {"killed"} else 1
+
+
+def run(tree: Path, tests: Sequence[str], env: dict[str, str], report: Path) -> tuple[int, str]:
+    """How many tests have failed, and what pytest said; -1 if it did not come to run all of them."""
+    report.unlink(missing_ok=True)
+    options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=tree,
+            env={**env, "PYTHONPATH": str(tree)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        return -1, str(error)
+    if done.returncode not in (0, 1) or not report.exists():
+        return -1, done.stdout
+    [suite] = ElementTree.parse(report).getroot().iter("testsuite")
+    if int(suite.get("tests", 0)) < len(tests) or suite.get("errors") != "0":
+        return -1, done.stdout
+    return int(suite.get("failures", 0)), done.stdout
+
+
+def copy(tree: Path) -> Path:
+    """What is, or would be, in a commit."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    ).stdout
+    for name in filter(None, names.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+@contextmanager
+def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
+    path = tree / mutant.file
+    before = path.read_text()
+    path.write_text(before.replace(mutant.text, mutant.instead))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
