@@ -1,6 +1,6 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-replicas check test drift docs golden locks
+.PHONY: help setup demo bench bench-replicas check test mutants drift docs golden locks
 N ?= 100000
 
 run := .venv/bin/python -m
@@ -30,6 +30,9 @@ check: setup drift ## Style, types, import rules, generated files, fast tests: u
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
 	$(run) pytest tests
+
+mutants: setup ## Take away, one at a time, what makes "paid once" true: a test must notice each.
+	$(run) tests.mutants
 
 drift: setup ## Whether the generated documents still say what the contracts say.
 	$(run) libs.common.contracts.docs --check

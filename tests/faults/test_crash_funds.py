@@ -146,9 +146,11 @@ class Crash:
         """Until every payment and the block is either certain or listed as unknown."""
         payout = self.payout
         live = 2 * PEOPLE - len(self.held)
-        yield lambda: (
-            payout.position().get("state") in ("BLOCK_UNKNOWN", "SETTLED")
-            or sum(payout.position().get(name, 0) for name in ("dispatched", "unknown")) == live
+        yield (
+            lambda: (
+                payout.position().get("state") in ("BLOCK_UNKNOWN", "SETTLED")
+                or sum(payout.position().get(name, 0) for name in ("dispatched", "unknown")) == live
+            )
         )
         payout.assert_balanced()
         assert max(payout.ledger().values(), default=1) == 1
@@ -247,7 +249,10 @@ class Crash:
         reconciled = self._distinct(STATEMENTS, funds.StatementReconciled)
         assert sum(one.confirmed for one in reconciled) == len(paid)
         unknown_items = self._items(funds.PaymentsUnknown)
-        assert bool(unknown_items) == (self.case.leaves_unknown and self.case.work == "dispatch") or self.case.point == "call.after_settle"
+        assert (
+            bool(unknown_items) == (self.case.leaves_unknown and self.case.work == "dispatch")
+            or self.case.point == "call.after_settle"
+        )
 
     def _distinct(self, topic: str, model: type[EventData]) -> list[Any]:
         found: dict[str, Any] = {}

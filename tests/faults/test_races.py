@@ -46,7 +46,9 @@ def assert_given_back(world: World, payouts: Sequence[Payout]) -> None:
     """All that was reserved at the bank is paid or given back, to the cent. The payouts share an account."""
     blocks = payouts[0].bank.blocks("full", payouts[0].account)
     assert all(block["amount_minor"] == block["used_minor"] + block["released_minor"] for block in blocks)
-    blocked = {row.bank_reference for row in world.sql("funds", "SELECT bank_reference FROM ops_blocks WHERE state = 'BLOCKED'")}
+    blocked = {
+        row.bank_reference for row in world.sql("funds", "SELECT bank_reference FROM ops_blocks WHERE state = 'BLOCKED'")
+    }
     assert blocked == {block["block_reference_no"] for block in blocks}
 
 

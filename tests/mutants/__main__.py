@@ -107,14 +107,11 @@ MUTANTS = [
         (f"{CRASH}[call.after_answer-block-example]",),
     ),
     Mutant(
-        "unknown is not retried: a lost answer is as good as none",
+        "unknown is not retried: a lease that ran out leaves no doubt",
         "libs/common/workqueue.py",
-        "WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'",
-        "WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'PENDING'",
-        (
-            "tests/integration/runtime/test_work.py"
-            "::test_what_may_have_happened_is_unknown_where_it_cannot_be_asked_again",
-        ),
+        "ambiguous = ambiguous OR state = 'CLAIMED'",
+        "ambiguous = ambiguous",
+        (f"{CRASH}[call.after_answer-dispatch-example]",),
     ),
 ]
 

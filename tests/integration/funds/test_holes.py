@@ -313,3 +313,16 @@ def test_a_cancelled_envelope_is_answered_when_first_parts_are_here_not_later_on
     payout.publish(batch)
     [event] = world.events("funds.envelopes.v1", funds.EnvelopeCancelled, at_least=1)
     assert event.data.cancelled == 10
+
+
+def test_a_time_zone_the_database_does_not_know_stops_no_other_envelope(world: World, bank: BankAdmin) -> None:
+    strange = Payout(world, bank, name="strange")
+    strange.header = strange.header.model_copy(update={"time_zone": "right/UTC"})  # Python's zoneinfo knows it
+    strange.batch(1)
+    payout = Payout(world, bank)
+    payout.batch(3)
+    process = world.run("funds", **payout.env)
+    strange.publish_all()
+    payout.publish_all()
+    until_position(payout, outstanding=3)
+    assert not process.logged("a part of the process failed")
