@@ -71,10 +71,8 @@ class Fold:
         routes: Routes,
         limits: Limits,
         clock: Clock = utc_now,
-        committed: Callable[[], None] = lambda: None,
     ) -> None:
         self.database = database
-        self._committed = committed  # wakes whoever may have work from it
         self.limits = limits
         self._routes = routes
         self._models = routes.models()
@@ -93,7 +91,6 @@ class Fold:
         except Malformed:
             consumed = self._fold_singly(messages)
         crash.reached("fold.after_commit", consumed)
-        self._committed()
         return consumed
 
     def _fold_singly(self, messages: Sequence[RawMessage]) -> int:

@@ -28,11 +28,11 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class Tx:
-    """An open transaction. `after_commit` callbacks run once it is committed, never if it is rolled back."""
+    """An open transaction. Whom its rows concern (the relay, the jobs, a kind of call) is woken once it is committed."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.after_commit: list[Callable[[], None]] = []
+        self.wakes: set[str] = set()
 
     def run(self, sql: str, /, **params: Any) -> CursorResult[Any]:
         return self.connection.exec_driver_sql(sql, params)
@@ -65,13 +65,8 @@ class Tx:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo what the block did to the database if it raises, and only that."""
-        callbacks = len(self.after_commit)
         with self.connection.begin_nested():
-            try:
-                yield
-            except BaseException:
-                del self.after_commit[callbacks:]
-                raise
+            yield
 
 
 class Database:
@@ -79,6 +74,7 @@ class Database:
 
     def __init__(self, url: str, service: str, *, pool_size: int = 10) -> None:
         self.service = service
+        self.wake: Callable[[set[str]], None] = lambda names: None  # set by the process, which knows who waits here
         self.engine = sqlalchemy.create_engine(
             url,
             pool_size=pool_size,
@@ -105,8 +101,8 @@ class Database:
             raise
         except sqlalchemy.exc.TimeoutError as error:
             raise Transient("database: no free connection") from error
-        for callback in tx.after_commit:
-            callback()
+        if tx.wakes:
+            self.wake(tx.wakes)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -15,6 +15,7 @@ from libs.common.envelope import Cause
 from libs.common.errors import Transient
 from libs.common.log import get
 
+WAKE = "jobs"
 PATIENCE_SECONDS = 0.3  # a job tries for its lock so long, then it waits for it
 
 _log = get("jobs")
@@ -45,15 +46,15 @@ def make_due(
         correlation=cause.correlation_id,
         trace=cause.traceparent,
     )
+    tx.wakes.add(WAKE)
 
 
 class JobRunner:
     """Decides what is due, one subject a transaction. Replicas race harmlessly: whoever gets the lock finds the rows."""
 
-    def __init__(self, database: Database, jobs: Sequence[Job], committed: Callable[[], None]) -> None:
+    def __init__(self, database: Database, jobs: Sequence[Job]) -> None:
         self._database = database
         self._jobs = {job.name: job for job in jobs}
-        self._committed = committed
 
     def run_due(self, limit: int = 100) -> int:
         """Decide what is due now; returns how many subjects were decided (by whomever)."""
@@ -92,7 +93,6 @@ class JobRunner:
             crash.reached("job.before_commit", 1, job.name)
         metrics.JOBS.labels(job.name, "decided").inc()
         crash.reached("job.after_commit", 1, job.name)
-        self._committed()
         return True
 
     async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.1) -> None:

@@ -13,6 +13,8 @@ from libs.common.contracts.registry import EVENT_BYTES, topic_of
 from libs.common.db import Tx
 from libs.common.envelope import Cause, headers_for
 
+WAKE = "relay"
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -70,6 +72,7 @@ def append_raw(tx: Tx, rows: Sequence[tuple[str, bytes | None, str, bytes]]) -> 
         headers=[row[2] for row in rows],
         bodies=[compress(row[3]) for row in rows],
     )
+    tx.wakes.add(WAKE)
 
 
 def dump_headers(headers: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> str:

@@ -21,7 +21,7 @@ from libs.common.outbox import load_headers
 
 BATCH_ROWS = 500
 BATCH_BYTES = 8_000_000
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05  # for rows of other processes; those of our own wake us
 DELIVERY_SECONDS = 30
 MAX_BODY_BYTES = 8_000_000
 
@@ -77,8 +77,13 @@ class Relay:
             if last and not published:
                 return
             if not published:
-                session.exec_driver_sql("SELECT 1")  # without this session there is no lock
-                self.wake.wait(POLL_SECONDS)
+                self._wait(stop, session)
+
+    def _wait(self, stop: threading.Event, session: sqlalchemy.Connection) -> None:
+        """Until there may be something to publish. Asks on the session which holds the lock: without it there is no lock."""
+        while not self.wake.wait(POLL_SECONDS) and not stop.is_set():
+            if session.exec_driver_sql("SELECT 1 FROM outbox WHERE stuck IS NULL LIMIT 1").first():
+                return
 
     def _try_stuck_again(self) -> None:
         with self._database.transaction() as tx:

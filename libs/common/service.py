@@ -11,12 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.routing import BaseRoute
 
-from libs.common import commands, consumer, inbox, kafka, log, metrics, migrate
+from libs.common import commands, consumer, inbox, jobs, kafka, log, metrics, migrate, outbox
 from libs.common.clock import utc_now
 from libs.common.config import ServiceSettings
 from libs.common.db import Database
@@ -65,6 +66,11 @@ def main(settings_class: type[ServiceSettings], wire: Wire, argv: Sequence[str] 
         sys.exit(1)
 
 
+def _set_from_any_thread(loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(wake.set)
+
+
 class _Process:
     def __init__(self, settings: ServiceSettings, wire: Wire, verb: str) -> None:
         self.settings = settings
@@ -76,7 +82,8 @@ class _Process:
         self.verb = verb
         self.parts = wire(settings, self.database)
         self.loop: consumer.Loop | None = None
-        self._wakes: list[Callable[[], None]] = []
+        self._wakes: dict[str, Callable[[], None]] = {}
+        self.database.wake = self._wake
         self._running = False
 
     def does(self, verb: str) -> bool:
@@ -99,7 +106,7 @@ class _Process:
         relays: list[threading.Thread] = []
         if self.does("relay"):
             relay = Relay(self.database, kafka.producer(f"almoner-{self.name}"), settings.topic_prefix)
-            self._wakes.append(relay.wake.set)
+            self._wakes[outbox.WAKE] = relay.wake.set
             relays.append(self._thread("relay", lambda: relay.run(self.silent)))
         if self.does("work"):
             threads.append(self._thread("work", lambda: asyncio.run(self._work())))
@@ -146,10 +153,11 @@ class _Process:
         thread.start()
         return thread
 
-    def committed(self) -> None:
-        """Something was committed: whoever may have work from it looks now instead of at the next poll."""
-        for wake in self._wakes:
-            wake()
+    def _wake(self, names: set[str]) -> None:
+        """Something was committed: whom it concerns looks now instead of at the next poll."""
+        for name in names:
+            if name in self._wakes:
+                self._wakes[name]()
 
     def _consume(self) -> None:
         settings = self.settings
@@ -160,7 +168,7 @@ class _Process:
             settings.consume_breaker,
         )
         routes = commands.with_common(self.name, self.parts.routes)
-        fold = consumer.Fold(self.database, routes, limits, committed=self.committed)
+        fold = consumer.Fold(self.database, routes, limits)
         group = f"{settings.topic_prefix}almoner-{self.name}"
         client = kafka.consumer(group, f"almoner-{self.name}-{os.getpid()}")
         self.loop = consumer.Loop(client, fold, routes, group, settings.topic_prefix)
@@ -168,29 +176,22 @@ class _Process:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        runners: list[tuple[asyncio.Event, Callable[[asyncio.Event], object]]] = []
+        runners: dict[str, Callable[[asyncio.Event], Coroutine[object, object, None]]] = {}
         for callout in self.parts.callouts:
-            worker = Worker(self.database, callout, self.settings.limits(callout.kind), self.committed)
-            runners.append((asyncio.Event(), lambda wake, worker=worker: worker.run(wake, self.stop)))  # type: ignore[misc]
+            worker = Worker(self.database, callout, self.settings.limits(callout.kind))
+            runners[callout.kind] = lambda wake, worker=worker: worker.run(wake, self.stop)  # type: ignore[misc]
         if self.parts.jobs:
-            jobs = JobRunner(self.database, self.parts.jobs, self.committed)
-            runners.append((asyncio.Event(), lambda wake: jobs.run(wake, self.stop)))
-
-        def wake_all() -> None:
-            for wake, _ in runners:
-                wake.set()
-
-        def from_any_thread() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(wake_all)
-
-        self._wakes.append(from_any_thread)
+            decider = JobRunner(self.database, self.parts.jobs)
+            runners[jobs.WAKE] = lambda wake: decider.run(wake, self.stop)
         try:
             async with asyncio.TaskGroup() as group:
-                for wake, start in runners:
-                    group.create_task(start(wake))  # type: ignore[arg-type]
+                for name, run in runners.items():
+                    wake = asyncio.Event()
+                    self._wakes[name] = partial(_set_from_any_thread, loop, wake)
+                    group.create_task(run(wake))
         finally:
-            self._wakes.remove(from_any_thread)
+            for name in runners:
+                self._wakes.pop(name, None)
 
     def _wait_for_database(self) -> None:
         while not self.stop.is_set():

@@ -150,10 +150,12 @@ def enqueue(tx: Tx, kind: str, subjects: Sequence[str], lock_keys: Sequence[int]
         correlations=[cause.correlation_id for cause in causes],
         traces=[cause.traceparent for cause in causes],
     )
+    tx.wakes.add(kind)
 
 
 def retry(tx: Tx, kind: str, subjects: Sequence[str]) -> list[str]:
     """Give work in ERROR a new set of attempts; all of the kind if `subjects` is empty. Never what is unknown."""
+    tx.wakes.add(kind)
     return [
         row.subject
         for row in tx.rows(
@@ -182,13 +184,12 @@ def finish(tx: Tx, kind: str, subjects: Sequence[str], state: Literal["DONE", "V
 class Worker:
     """Runs one kind of call. Several workers of one kind, here or elsewhere, share the rows by their leases."""
 
-    def __init__(self, database: Database, callout: CallOut, limits: Limits, committed: Callable[[], None]) -> None:
+    def __init__(self, database: Database, callout: CallOut, limits: Limits) -> None:
         if limits.lease_seconds <= limits.timeout_seconds + MARGIN_SECONDS:
             raise ValueError(f"{callout.kind}: the lease must outlast time-out and margin")
         self._database = database
         self._callout = callout
         self._limits = limits
-        self._committed = committed  # whoever waits for what we commit (the relay, other kinds)
         self.kind = callout.kind
 
     def claim(self, free: int) -> list[tuple[Claim, Any]]:
@@ -218,8 +219,6 @@ class Worker:
                     tokens=[claim.lease_token for claim, _ in calls],
                 )
             crash.reached("call.before_claim_commit", len(calls), self.kind)
-        if len(calls) < len(claims):
-            self._committed()
         crash.reached("call.after_claim", len(calls), self.kind)
         return calls
 
@@ -320,7 +319,6 @@ class Worker:
         elif not isinstance(answer, Done):
             _log.warning("call failed", kind=self.kind, subject=claim.subject, state=state, code=answer.code)
         crash.reached("call.after_settle", 1, self.kind)
-        self._committed()
 
     def _settle_row(self, tx: Tx, claim: Claim, answer: Answer) -> State | None:
         """Guarded by the lease token. None: the lease was taken over or voided, nothing changed."""

@@ -423,6 +423,7 @@ def end_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, reference: 
         key=row.lock_key,
         trace=cause.traceparent,
     )
+    tx.wakes.add("dispatch")
 
 
 def refuse_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, code: str, message: str, cause: Cause) -> None:

@@ -91,6 +91,7 @@ class Handlers:
             cause=due[-1].id,
             trace=due[-1].traceparent,
         )
+        tx.wakes.add(jobs.WAKE)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ A story is a generator which does something, yields what it waits for, and goes 
 all stories of a module in turns.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class _Running:
 
 
 def _within(story: Story, failure: Exception) -> Exception:
-    if story.gi_frame is None:  # raised in the story itself
+    if inspect.getgeneratorstate(story) == inspect.GEN_CLOSED:  # raised in the story itself
         return failure
     try:
         story.throw(failure)

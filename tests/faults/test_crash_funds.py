@@ -88,6 +88,7 @@ class Crash:
         self.world = world
         self.bank = bank
         self.mark = folder / "mark"
+        self.process: Process
         self.payout = Payout(world, bank, case.profile)
         self.payout.batch(PEOPLE, unresolved=2 if case.work == "release" else 0)
         self.payout.batch(PEOPLE)
