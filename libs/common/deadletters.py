@@ -98,5 +98,7 @@ def correlation_id(message: RawMessage) -> str | None:
 
 def discard(tx: Tx, ids: Sequence[int]) -> int:
     """Give open dead letters up, for good. Returns how many."""
-    changed = tx.run("UPDATE dead_letters SET state = 'DISCARDED' WHERE state = 'OPEN' AND id = ANY(%(ids)s)", ids=list(ids))
+    changed = tx.run(
+        "UPDATE dead_letters SET state = 'DISCARDED' WHERE state IN ('OPEN', 'REDRIVEN') AND id = ANY(%(ids)s)", ids=list(ids)
+    )
     return changed.rowcount

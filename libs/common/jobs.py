@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from libs.common import crash, metrics
 from libs.common.db import Database, Tx
 from libs.common.envelope import Cause
-from libs.common.errors import Transient
+from libs.common.errors import Fatal, Transient
 from libs.common.log import get
 
 WAKE = "jobs"
 PATIENCE_SECONDS = 0.3  # a job tries for its lock so long, then it waits for it
+FAILED_SECONDS = 60.0  # until a decision that failed is tried again
 
 _log = get("jobs")
 
@@ -70,7 +71,29 @@ class JobRunner:
                 limit=limit,
                 patience=PATIENCE_SECONDS,
             )
-        return sum(self._decide(self._jobs[row.job], row.subject, row.lock_key, waited=row.waited) for row in found)
+        decided = 0
+        for row in found:
+            try:
+                decided += self._decide(self._jobs[row.job], row.subject, row.lock_key, waited=row.waited)
+            except (Transient, Fatal):
+                raise
+            except Exception as error:
+                _log.exception("a decision failed; the others go on", job=row.job, subject=row.subject)
+                self._postpone(row.job, row.subject, error)
+        return decided
+
+    def _postpone(self, job: str, subject: str, error: Exception) -> None:
+        """A bug stops its own subject, visibly, and is tried again in case the next release knows better."""
+        metrics.JOBS.labels(job, "failed").inc()
+        with self._database.transaction() as tx:
+            tx.run(
+                """UPDATE due SET due_at = clock_timestamp() + make_interval(secs => %(seconds)s), fault = %(fault)s
+                   WHERE job = %(job)s AND subject = %(subject)s""",
+                job=job,
+                subject=subject,
+                seconds=FAILED_SECONDS,
+                fault=type(error).__name__,
+            )
 
     def _decide(self, job: Job, subject: str, lock_key: int, *, waited: bool) -> bool:
         with self._database.transaction() as tx:
@@ -105,7 +128,13 @@ class JobRunner:
                 found = 0
                 await asyncio.sleep(0.5)
             if not found:
-                try:
-                    await asyncio.wait_for(wake.wait(), poll_seconds)
-                except TimeoutError:
-                    continue
+                await wait(wake, poll_seconds)
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Until the event or the time. (Not `wait_for`, which before Python 3.12 may lose a cancellation that comes with it.)"""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -97,7 +97,8 @@ CREATE TABLE attempts (
 CREATE TABLE due (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job text NOT NULL, subject text NOT NULL, lock_key bigint NOT NULL,
-    due_at timestamptz NOT NULL DEFAULT clock_timestamp(), cause_id text, correlation_id text, traceparent text
+    due_at timestamptz NOT NULL DEFAULT clock_timestamp(), cause_id text, correlation_id text, traceparent text,
+    fault text  -- of a decision that failed; it is tried again now and then, and stops nobody else
 );
 CREATE INDEX due_subject ON due (job, subject);
 CREATE INDEX due_at ON due (job, due_at);
@@ -121,6 +122,8 @@ CREATE VIEW ops_attempts AS
     SELECT kind, subject, attempt, started_at, finished_at, outcome, code, message, late FROM attempts;
 CREATE VIEW ops_work_summary AS
     SELECT kind, state, count(*) AS rows, min(created_at) AS oldest FROM work GROUP BY kind, state;
+CREATE VIEW ops_due AS
+    SELECT job, subject, count(*) AS rows, min(due_at) AS due_at, max(fault) AS fault FROM due GROUP BY job, subject;
 CREATE VIEW ops_outbox AS
     SELECT count(*) AS rows, min(created_at) AS oldest, count(stuck) AS stuck FROM outbox;
 CREATE VIEW ops_dead_letters AS

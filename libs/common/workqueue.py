@@ -8,7 +8,7 @@ or let it be unknown.
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from uuid import UUID
@@ -19,6 +19,7 @@ from libs.common import crash, metrics
 from libs.common.db import Database, Tx
 from libs.common.envelope import Cause
 from libs.common.errors import LeaseLost, Transient
+from libs.common.jobs import wait
 from libs.common.log import get
 from libs.common.retry import backoff_seconds
 
@@ -168,7 +169,7 @@ def retry(tx: Tx, kind: str, subjects: Sequence[str]) -> list[str]:
     ]
 
 
-def finish(tx: Tx, kind: str, subjects: Sequence[str], state: Literal["DONE", "VOID"], code: str) -> None:
+def finish(tx: Tx, kind: str, subjects: Sequence[str], state: Literal["DONE", "VOID", "UNKNOWN"], code: str) -> None:
     """End work from outside (a statement line, an operator): voids the lease, so a later settle does nothing."""
     tx.run(
         """UPDATE work SET state = %(state)s, code = %(code)s, ambiguous = false, lease_token = NULL, leased_until = NULL,
@@ -300,6 +301,9 @@ class Worker:
                 return answer
         except LeaseLost as error:
             return NotSent("LEASE_LOST", str(error))
+        except Exception as error:  # a bug of ours: nobody can say how far it came, and it must not stop the others
+            _log.exception("a call failed", kind=self.kind, subject=claim.subject)
+            return (NotSent if self._callout.read else MaybeDone)("BUG", type(error).__name__)
 
     def settle(self, claim: Claim, answer: Answer) -> None:
         """Store what came of a call; if the lease is no longer ours, only that it came too late."""
@@ -380,7 +384,7 @@ class Worker:
                     running.add(task)
                     task.add_done_callback(lambda _: wake.set())
                 if not claimed:
-                    await _wait(wake, poll_seconds)
+                    await wait(wake, poll_seconds)
                 for task in [task for task in running if task.done()]:
                     running.discard(task)
                     task.result()  # a bug in a handler ends the process, visibly
@@ -442,11 +446,3 @@ async def _when_possible(step: Callable[..., Any], *args: Any) -> Any:
         _log.warning("database", error=str(error))
         await asyncio.sleep(0.5)
         return None
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    task: Awaitable[bool] = event.wait()
-    try:
-        await asyncio.wait_for(task, seconds)
-    except TimeoutError:
-        return

@@ -25,6 +25,8 @@ from services.funds.ports import Accepted, Account, Bank, Payment, Refused, Repe
 
 _HOLD_SECONDS = 0.2  # until a decision that is already asked for has been taken
 _LETTER_SECONDS = 5.0  # until somebody has dealt with a dead letter
+_CONFIGURATION_SECONDS = 30.0  # until somebody has mended the configuration
+_NOBODY = Void("CANCELLED", "nothing of it is to be paid")
 _LOST = Unknown("ANSWER_LOST", "an earlier attempt may have been acted upon, and this bank cannot be asked")
 
 
@@ -56,10 +58,19 @@ class _Call:
     def _advance(self, tx: Tx, claim: Claim, envelope_id: UUID, cause: Cause) -> None:
         jobs.make_due(tx, "advance", [str(envelope_id)], [claim.lock_key], cause)
 
-    def _account(self, sponsor_key: str, currency: str) -> Account | None:
-        programme, _, benefit_code = sponsor_key.partition("/")
+    def _payer(self, block: Any) -> tuple[Bank, Account] | Later:
+        """The bank and the account a block was made on. Whoever changes the configuration meanwhile is waited for: nothing
+        is paid from another account."""
+        programme, _, benefit_code = block.sponsor.partition("/")
         sponsor = self._settings.sponsor(programme, benefit_code)
-        return Account(sponsor.account, currency) if sponsor else None
+        bank = self._banks.get(block.bank)
+        if bank is None:
+            return Later(_CONFIGURATION_SECONDS, "NO_BANK")
+        if sponsor is None:
+            return Later(_CONFIGURATION_SECONDS, "NO_SPONSOR")
+        if self._sealer.token(sponsor.account) != block.account_token:
+            return Later(_CONFIGURATION_SECONDS, "SPONSOR_CHANGED")
+        return bank, Account(sponsor.account, block.currency)
 
 
 class Check(_Call):
@@ -73,8 +84,9 @@ class Check(_Call):
         rows = tx.rows(
             """SELECT e.envelope_id, e.round, e.funds, e.cancelling, e.header, e.currency,
                       (e.completed_minor - m.cancelled_minor)::bigint AS amount
-               FROM envelopes e JOIN money m USING (envelope_id) WHERE e.envelope_id = ANY(%(ids)s::uuid[])""",
-            ids=[_envelope(claim) for claim in claims],
+               FROM unnest(%(ids)s::uuid[]) AS asked (id) JOIN envelopes e ON e.envelope_id = asked.id
+               CROSS JOIN LATERAL (SELECT * FROM money x WHERE x.envelope_id = asked.id OFFSET 0) AS m""",
+            ids=sorted({_envelope(claim) for claim in claims}),
         )
         envelopes = {row.envelope_id: row for row in rows}
         decided: dict[str, Any] = {}
@@ -117,7 +129,7 @@ class Check(_Call):
         if row.amount > 0:
             body = funds.FundsChecked(header=EnvelopeHeader.model_validate_json(row.header), amount_minor=row.amount)
             self._outbox.append(tx, [outgoing(body, envelope_id, cause, settled.claim.subject)])
-        decisions.Decisions(self._settings, self._banks, self._outbox).advance(tx, str(envelope_id), cause)
+        decisions.Decisions(self._settings, self._banks, self._sealer, self._outbox).advance(tx, str(envelope_id), cause)
 
 
 class Block(_Call):
@@ -128,7 +140,8 @@ class Block(_Call):
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         rows = tx.rows(
-            """SELECT b.envelope_id || '/' || b.block AS subject, b.bank, b.sponsor, b.amount_minor, b.state, e.currency
+            """SELECT b.envelope_id || '/' || b.block AS subject, b.bank, b.sponsor, b.account_token, b.amount_minor, b.state,
+                      e.currency
                FROM blocks b JOIN envelopes e USING (envelope_id) WHERE b.envelope_id = ANY(%(ids)s::uuid[])""",
             ids=[_envelope(claim) for claim in claims],
         )
@@ -136,14 +149,15 @@ class Block(_Call):
         decided: dict[str, Any] = {}
         for claim in claims:
             row = blocks[claim.subject]
-            bank = self._banks[row.bank]
-            account = self._account(row.sponsor, row.currency)
-            if row.state not in ("PENDING", "SENDING") or account is None:
+            payer = self._payer(row)
+            if row.state not in ("PENDING", "SENDING"):
                 decided[claim.subject] = Void("NOT_NEEDED", "the block is decided")
-            elif claim.ambiguous and bank.capabilities.block is Repeat.ONCE:
+            elif isinstance(payer, Later):
+                decided[claim.subject] = payer
+            elif claim.ambiguous and payer[0].capabilities.block is Repeat.ONCE:
                 decided[claim.subject] = _LOST
             else:
-                decided[claim.subject] = _Request(bank, account, row.amount_minor)
+                decided[claim.subject] = _Request(*payer, row.amount_minor)
         _set_blocks(tx, [subject for subject, request in decided.items() if isinstance(request, _Request)], "SENDING")
         return decided
 
@@ -176,21 +190,23 @@ class Dispatch(_Call):
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         numbers = [int(claim.subject) for claim in claims]
         rows = tx.rows(
-            f"""SELECT i.*, b.header, e.funds, e.cancelling, e.currency, k.block AS live_block, k.bank, k.sponsor, k.bank_reference,
+            f"""SELECT i.*, b.header, e.funds, e.cancelling, e.currency, k.bank, k.sponsor, k.account_token, k.bank_reference,
                       EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = i.envelope_id AND r.state = 'ASKED') AS asked,
                       {decisions._OPEN_LETTERS} AS letters
                FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
                LEFT JOIN blocks k ON k.envelope_id = i.envelope_id AND k.state = 'BLOCKED'
-               WHERE i.instruction = ANY(%(ids)s::bigint[])""",
+               WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction FOR NO KEY UPDATE OF i""",
             ids=numbers,
         )
         found = {str(row.instruction): row for row in rows}
+        decided: dict[str, Any] = {claim.subject: self._decide(claim, found[claim.subject]) for claim in claims}
+        # Read after the rows are locked: a statement may be taking back what it has shown to be paid already.
         live = defaultdict(list)
-        for payment in store.payments_of(tx, numbers):
-            live[payment.instruction].append(payment)
-        decided: dict[str, Any] = {
-            claim.subject: self._decide(claim, found[claim.subject], live[int(claim.subject)]) for claim in claims
-        }
+        for payment in store.payments_of(tx, [int(s) for s, request in decided.items() if isinstance(request, _Request)]):
+            live[str(payment.instruction)].append(payment)
+        for subject, request in decided.items():
+            if isinstance(request, _Request):
+                decided[subject] = replace(request, payments=live[subject]) if live[subject] else _NOBODY
         dates = tx.rows(
             """UPDATE instructions i SET state = 'SENDING', block = coalesce(i.block, k.block),
                       payment_date = coalesce(i.payment_date, (clock_timestamp() AT TIME ZONE e.time_zone)::date)
@@ -203,27 +219,26 @@ class Dispatch(_Call):
             decided[str(row.instruction)] = replace(decided[str(row.instruction)], payment_date=str(row.payment_date))
         return decided
 
-    def _decide(self, claim: Claim, row: Any, payments: Sequence[Any]) -> Any:
+    def _decide(self, claim: Claim, row: Any) -> Any:
         if row.state not in ("WAITING", "SENDING"):
             return Void("NOT_NEEDED", f"the instruction is {row.state}")
-        bank = self._banks[row.bank] if row.bank else None
-        if claim.ambiguous and bank is not None and bank.capabilities.dispatch is Repeat.ONCE:
+        payer = self._payer(row) if row.bank else Later(_HOLD_SECONDS, "NOT_BLOCKED")
+        if isinstance(payer, Later):
+            return payer
+        bank, account = payer
+        if claim.ambiguous and bank.capabilities.dispatch is Repeat.ONCE:
             return _LOST
         if not claim.ambiguous:  # what may have been sent already is finished whatever else was decided since
-            if not payments:
-                return Void("CANCELLED", "nothing of it is to be paid")
             if row.cancelling or row.asked:
                 return Later(_HOLD_SECONDS, "CANCELLATION_PENDING")
             if row.letters:
                 return Later(_LETTER_SECONDS, "DEAD_LETTER_OPEN")
-        account = self._account(row.sponsor, row.currency) if row.sponsor else None
-        if bank is None or account is None or row.funds != "BLOCKED":
+        if row.funds != "BLOCKED":
             return Later(_HOLD_SECONDS, "NOT_BLOCKED")
         return _Request(
             bank,
             account,
             block_reference=row.bank_reference,
-            payments=payments,
             sealed=Sealed(key_id=row.sealed_key, data=row.sealed),
             header=BatchHeader.model_validate_json(row.header),
             part=row.part,
@@ -235,6 +250,8 @@ class Dispatch(_Call):
             payments = self._payments(int(claim.subject), request)
         except Malformed as error:  # a seal that does not open: somebody must bring the key
             return NotSent(error.code, error.message)
+        except (KeyError, AttributeError, TypeError) as error:
+            return NotSent("ADDRESS_MISSING", f"the sealed addresses are not what they should be ({type(error).__name__})")
         return await request.bank.dispatch(
             client, claim, request.account, request.block_reference, request.payment_date, payments
         )
@@ -258,7 +275,7 @@ class Dispatch(_Call):
         number = int(claim.subject)
         row = tx.one(
             """SELECT i.envelope_id, i.incarnation, e.cancelling FROM instructions i JOIN envelopes e USING (envelope_id)
-               WHERE i.instruction = %(n)s""",
+               WHERE i.instruction = %(n)s FOR NO KEY UPDATE OF i""",  # a statement may be booking its debits now
             n=number,
         )
         cause = Cause(claim.cause.id, str(row.envelope_id), claim.cause.traceparent)
@@ -271,7 +288,7 @@ class Dispatch(_Call):
                 self._advance(tx, claim, row.envelope_id, cause)
         elif settled.state == "UNKNOWN":
             store.set_instructions(tx, [number], "UNKNOWN", ("SENDING",))
-            self._say_unknown(tx, number, answer.code, cause)
+            self._say_unknown(tx, number, row.incarnation, answer.code, cause)
             self._advance(tx, claim, row.envelope_id, cause)
         elif isinstance(answer, NotSent) and not claim.ambiguous:
             store.set_instructions(tx, [number], "WAITING", ("SENDING",))
@@ -292,7 +309,7 @@ class Dispatch(_Call):
         store.set_instructions(tx, [number], "DISPATCHED", ("SENDING",))
         decisions.say_dispatched(tx, self._outbox, [number], cause)
 
-    def _say_unknown(self, tx: Tx, number: int, code: str, cause: Cause) -> None:
+    def _say_unknown(self, tx: Tx, number: int, incarnation: int, code: str, cause: Cause) -> None:
         live = store.payments_of(tx, [number])
         row = tx.one(
             "SELECT b.header FROM instructions i JOIN batches b USING (batch_id) WHERE i.instruction = %(n)s", n=number
@@ -303,7 +320,7 @@ class Dispatch(_Call):
             body = funds.PaymentsUnknown(
                 header=header, instruction=number, items=items, reason=decisions.reason_code(code), **totals(items)
             )
-            self._outbox.append(tx, [outgoing(body, header.batch_id, cause, number)])
+            self._outbox.append(tx, [outgoing(body, header.batch_id, cause, incarnation, number)])
 
 
 class Release(_Call):
@@ -314,7 +331,7 @@ class Release(_Call):
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         rows = tx.rows(
-            """SELECT r.release_id, r.amount_minor, r.state, b.bank, b.sponsor, b.bank_reference, e.currency
+            """SELECT r.release_id, r.amount_minor, r.state, b.bank, b.sponsor, b.account_token, b.bank_reference, e.currency
                FROM releases r JOIN blocks b USING (envelope_id, block) JOIN envelopes e USING (envelope_id)
                WHERE r.release_id = ANY(%(ids)s::bigint[])""",
             ids=[int(claim.subject) for claim in claims],
@@ -322,13 +339,15 @@ class Release(_Call):
         decided: dict[str, Any] = {}
         for row in rows:
             claim = next(claim for claim in claims if int(claim.subject) == row.release_id)
-            bank, account = self._banks[row.bank], self._account(row.sponsor, row.currency)
-            if row.state not in ("PENDING", "SENDING") or account is None:
+            payer = self._payer(row)
+            if row.state not in ("PENDING", "SENDING"):
                 decided[claim.subject] = Void("NOT_NEEDED", "the release is decided")
-            elif claim.ambiguous and bank.capabilities.release is Repeat.ONCE:
+            elif isinstance(payer, Later):
+                decided[claim.subject] = payer
+            elif claim.ambiguous and payer[0].capabilities.release is Repeat.ONCE:
                 decided[claim.subject] = _LOST
             else:
-                decided[claim.subject] = _Request(bank, account, row.amount_minor, row.bank_reference)
+                decided[claim.subject] = _Request(*payer, row.amount_minor, row.bank_reference)
         tx.run(
             "UPDATE releases SET state = 'SENDING' WHERE release_id = ANY(%(ids)s::bigint[])",
             ids=[int(subject) for subject, request in decided.items() if isinstance(request, _Request)],

@@ -15,6 +15,7 @@ from libs.common.contracts.ingestion import NotCancelled
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, outgoing
+from libs.common.seal import Sealer
 from services.funds import store
 from services.funds.config import Settings
 from services.funds.domain import Money
@@ -27,9 +28,10 @@ _OPEN_LETTERS = """EXISTS (SELECT 1 FROM dead_letters d WHERE d.state IN ('OPEN'
 class Decisions:
     """The two jobs of funds: `advance` an envelope, close a `statement`."""
 
-    def __init__(self, settings: Settings, banks: Mapping[str, Bank], outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, banks: Mapping[str, Bank], sealer: Sealer, outbox: Outbox) -> None:
         self._settings = settings
         self._banks = banks
+        self._sealer = sealer
         self._outbox = outbox
 
     def advance(self, tx: Tx, subject: str, cause: Cause) -> None:
@@ -76,12 +78,13 @@ class Decisions:
             if sponsor is None:
                 return  # the check has said so
             tx.run(
-                """INSERT INTO blocks (envelope_id, block, bank, sponsor, amount_minor)
-                   VALUES (%(id)s, %(block)s, %(bank)s, %(sponsor)s, %(amount)s)""",
+                """INSERT INTO blocks (envelope_id, block, bank, sponsor, account_token, amount_minor)
+                   VALUES (%(id)s, %(block)s, %(bank)s, %(sponsor)s, %(token)s, %(amount)s)""",
                 id=envelope_id,
                 block=row.block,
                 bank=sponsor.bank,
                 sponsor=f"{header.programme.id}/{header.benefit_code.id}",
+                token=self._sealer.token(sponsor.account),
                 amount=row.amount,
             )
             workqueue.enqueue(tx, "block", [f"{envelope_id}/{row.block}"], [row.lock_key], [cause])
@@ -101,7 +104,7 @@ class Decisions:
             return False
         if whole:
             self._void_block(tx, envelope_id)
-        gone, more = self._cancel_unpaid(tx, envelope_id, whole)
+        gone, more = self._cancel_unpaid(tx, envelope_id, whole, asked=bool(asked))
         self._say_cancelled(tx, gone, cause)
         if more:
             return True
@@ -138,14 +141,18 @@ class Decisions:
             id=envelope_id,
         )
 
-    def _cancel_unpaid(self, tx: Tx, envelope_id: UUID, whole: bool) -> tuple[Sequence[Any], bool]:
-        """Held people and payments of instructions that were certainly not sent; bounded by instructions per transaction."""
+    def _cancel_unpaid(self, tx: Tx, envelope_id: UUID, whole: bool, *, asked: bool) -> tuple[Sequence[Any], bool]:
+        """Held people and payments of instructions that were certainly not sent; bounded by instructions per transaction.
+
+        Where nobody has asked since the last time, only what came back from the bank can be new."""
         limit = self._settings.max_chunk_instructions
         chosen = tx.rows(
             """SELECT i.instruction FROM instructions i
                WHERE i.envelope_id = %(id)s AND i.state = 'WAITING'
                  AND NOT EXISTS (SELECT 1 FROM work w WHERE w.kind = 'dispatch' AND w.subject = i.instruction::text
                                     AND (w.ambiguous OR w.state = 'CLAIMED'))
+                 AND (%(asked)s OR EXISTS (SELECT 1 FROM work w WHERE w.kind = 'dispatch' AND w.subject = i.instruction::text
+                                               AND w.attempts_started > 0))
                  AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = i.envelope_id
                                                AND (t.batch_id IS NULL OR t.batch_id = i.batch_id)))
                  AND EXISTS (SELECT 1 FROM payments p WHERE p.instruction = i.instruction
@@ -155,6 +162,7 @@ class Decisions:
                ORDER BY i.instruction LIMIT %(limit)s""",
             id=envelope_id,
             whole=whole,
+            asked=asked or whole,
             limit=limit,
         )
         block_fixed = tx.one("SELECT block_fixed FROM money WHERE envelope_id = %(id)s", id=envelope_id).block_fixed
@@ -216,16 +224,16 @@ class Decisions:
     def _answer_disbursements(self, tx: Tx, envelope_id: UUID, request: Any, cause: Cause) -> None:
         """What was paid or is under way can't be cancelled; all else is, known by now or not."""
         rows = tx.rows(
-            """SELECT asked.id, c.amount_minor, p.instruction IS NOT NULL AS paying, p.state FROM
-                   unnest(%(ids)s::text[]) AS asked (id)
-               LEFT JOIN cancelled c ON c.envelope_id = %(envelope)s AND c.disbursement_id = asked.id
-               LEFT JOIN tombstones t ON t.envelope_id = %(envelope)s AND t.disbursement_id = asked.id
-               LEFT JOIN LATERAL (
-                   SELECT i.instruction, i.state FROM instructions i JOIN payments q USING (instruction)
-                   WHERE i.envelope_id = %(envelope)s AND (t.batch_id IS NULL OR i.batch_id = t.batch_id)
-                     AND q.disbursement_id = asked.id
+            """WITH paying AS MATERIALIZED (  -- one pass over the envelope, however many are asked for
+                   SELECT DISTINCT ON (q.disbursement_id) q.disbursement_id, i.state
+                   FROM instructions i JOIN payments q USING (instruction)
+                   WHERE i.envelope_id = %(envelope)s AND q.disbursement_id = ANY(%(ids)s::text[])
                      AND NOT EXISTS (SELECT 1 FROM held h WHERE h.instruction = q.instruction AND h.position = q.position)
-                   ORDER BY i.instruction DESC LIMIT 1) AS p ON c.disbursement_id IS NULL""",
+                   ORDER BY q.disbursement_id, i.instruction DESC)
+               SELECT asked.id, c.amount_minor, c.disbursement_id IS NULL AND p.state IS NOT NULL AS paying, p.state
+               FROM unnest(%(ids)s::text[]) AS asked (id)
+               LEFT JOIN cancelled c ON c.envelope_id = %(envelope)s AND c.disbursement_id = asked.id
+               LEFT JOIN paying p ON p.disbursement_id = asked.id""",
             envelope=envelope_id,
             ids=request.disbursement_ids,
         )
@@ -250,7 +258,8 @@ class Decisions:
         rows = tx.rows(
             """UPDATE cancel_requests r SET state = 'ANSWERED' FROM money m
                WHERE r.envelope_id = %(id)s AND m.envelope_id = r.envelope_id AND r.whole AND r.state = 'DECIDED'
-                 AND m.in_flight = 0 AND m.batches >= r.batches
+                 AND m.in_flight = 0 AND r.batches <= (SELECT count(*) FROM parts p JOIN batches b USING (batch_id)
+                                                       WHERE b.envelope_id = r.envelope_id AND p.part = 1)
                RETURNING r.request_id, m.cancelled, m.cancelled_minor, m.dispatched, m.dispatched_minor, m.unknown, m.unknown_minor""",
             id=envelope_id,
         )
@@ -320,7 +329,7 @@ class Decisions:
             reversed=row.reversed,
             cancelled=row.cancelled,
         )
-        self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision)])
+        self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision, position.model_dump_json())])
 
     def close_statement(self, tx: Tx, subject: str, cause: Cause) -> None:
         """Say what a statement came to, once all its chunks are here."""
@@ -375,7 +384,8 @@ def create_release(
         "SELECT block, bank FROM blocks WHERE envelope_id = %(id)s AND state = 'BLOCKED'",
         id=envelope_id,
     )
-    offered = banks[block.bank].capabilities.release is not Repeat.NONE
+    bank = banks.get(block.bank)
+    offered = bank is None or bank.capabilities.release is not Repeat.NONE  # one that is gone is asked when it is back
     release_id = tx.one(
         """INSERT INTO releases (envelope_id, block, amount_minor, reason, state)
            VALUES (%(id)s, %(block)s, %(amount)s, %(reason)s, %(state)s) RETURNING release_id""",
@@ -453,7 +463,7 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
     headers = {
         row.instruction: row
         for row in tx.rows(
-            """SELECT i.instruction, b.header FROM instructions i JOIN batches b USING (batch_id)
+            """SELECT i.instruction, i.incarnation, b.header FROM instructions i JOIN batches b USING (batch_id)
            WHERE i.instruction = ANY(%(ids)s::bigint[])""",
             ids=list(instructions),
         )
@@ -466,7 +476,7 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
         header = BatchHeader.model_validate_json(headers[number].header)
         body = funds.PaymentsDispatched(header=header, instruction=number, items=items, **totals(items))
         because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
-        events.append(outgoing(body, header.batch_id, because, number))
+        events.append(outgoing(body, header.batch_id, because, headers[number].incarnation, number))
     outbox.append(tx, events)
 
 
@@ -516,7 +526,8 @@ def settle_unknown(tx: Tx, outbox: Outbox, event: Event[operator.SettleUnknown])
 def refuse_instruction(tx: Tx, outbox: Outbox, number: int, code: str, message: str, cause: Cause) -> None:
     """The whole list was definitely refused: everybody in it who is not confirmed is held."""
     message = message[:200]  # it is repeated for each of up to 1,000 people in one event
-    live = store.payments_of(tx, [number])
+    debited = {row.position for row in tx.rows("SELECT position FROM facts WHERE instruction = %(n)s AND kind = 'D'", n=number)}
+    live = [row for row in store.payments_of(tx, [number]) if row.position not in debited]
     say_refused(tx, outbox, number, [(row, code, message) for row in live], cause)
     store.refuse_payments(tx, number, [(row.position, reason_code(code), message) for row in live])
     store.set_instructions(tx, [number], "REFUSED", ("SENDING", "UNKNOWN"))
@@ -541,7 +552,7 @@ def say_refused(tx: Tx, outbox: Outbox, number: int, refused: Sequence[tuple[Any
 def reason_code(code: str) -> str:
     """A bank's own code in the form that ours have."""
     clean = "".join(c if c.isalnum() and c.isascii() else "_" for c in code.upper()).strip("_")[:50]
-    return clean if clean[:1].isalpha() else f"CODE_{clean}"
+    return clean if len(clean) > 1 and clean[0].isalpha() else f"CODE_{clean}"
 
 
 def end_release(tx: Tx, outbox: Outbox, release_id: int, reference: str, cause: Cause) -> None:
@@ -560,20 +571,20 @@ def end_release(tx: Tx, outbox: Outbox, release_id: int, reference: str, cause: 
         amount_minor=row.amount_minor,
         bank_reference=reference,
     )
-    outbox.append(tx, [outgoing(body, row.envelope_id, cause, "release", release_id)])
+    outbox.append(tx, [outgoing(body, row.envelope_id, cause, "release", release_id, reference)])
 
 
 def _envelope_of(tx: Tx, kind: str, subject: str) -> UUID:
     if kind == "block":
         envelope_id, _, number = subject.rpartition("/")
         try:
-            if number.isdigit():
+            if number.isdecimal():
                 return UUID(envelope_id)
         except ValueError:
             pass
         raise CommandRefused(f"{subject!r} does not name a block: <envelope>/<number>")
     table, column = {"dispatch": ("instructions", "instruction"), "release": ("releases", "release_id")}[kind]
-    rows = tx.rows(f"SELECT envelope_id FROM {table} WHERE {column} = %(n)s", n=int(subject)) if subject.isdigit() else []
+    rows = tx.rows(f"SELECT envelope_id FROM {table} WHERE {column} = %(n)s", n=int(subject)) if subject.isdecimal() else []
     if not rows:
         raise CommandRefused(f"there is no {kind} {subject!r}")
     found: UUID = rows[0].envelope_id

@@ -101,6 +101,7 @@ EXCEPTIONS = (
     "UNPARSABLE_LINE",
     "PAID_AFTER_CANCEL",
     "PAID_AFTER_RETRY",
+    "PAID_BEFORE_BLOCK",
 )
 
 
@@ -126,6 +127,7 @@ class Known:
     reversal: str | None
     cancelled: bool  # or released: its money is not there any more
     paid_again: bool  # refused, and sent anew under another reference
+    blocked: bool = True  # there is a block to be paid from
 
 
 @dataclass
@@ -155,17 +157,24 @@ def reconcile(lines: Sequence[Line], currency: str, known: dict[tuple[int, int],
         elif key in seen:
             if not _identifies(line.bank_reference) or seen[key] != line.bank_reference:
                 result.exceptions.append((line, "DUPLICATE_DEBIT" if line.mark == "D" else "DUPLICATE_REVERSAL"))
-        elif line.mark == "D" and payment.cancelled:
-            result.exceptions.append((line, "PAID_AFTER_CANCEL"))
+        elif line.mark == "D" and (reason := _cannot_count(payment)):
+            result.exceptions.append((line, reason))
         else:
             seen[key] = line.bank_reference
             facts.append(line)
-            if line.mark == "D" and payment.paid_again:
-                result.exceptions.append((line, "PAID_AFTER_RETRY"))
     result.exceptions += [
         (line, "REVERSAL_WITHOUT_DEBIT") for line in result.reversals if (line.instruction, line.position) not in debits
     ]
     return result
+
+
+def _cannot_count(payment: Known) -> str:
+    """Why a debit is only an exception: its money is elsewhere by now, and counting it would count twice."""
+    if payment.cancelled:
+        return "PAID_AFTER_CANCEL"
+    if payment.paid_again:
+        return "PAID_AFTER_RETRY"
+    return "" if payment.blocked else "PAID_BEFORE_BLOCK"
 
 
 def _identifies(bank_reference: str) -> bool:
@@ -193,12 +202,13 @@ class Money:
 
     @property
     def balanced(self) -> bool:
-        """Both identities. Without a block there is nothing that could have moved."""
-        moved = self.in_flight + self.unknown + self.dispatched + self.releasing + self.released
+        """Both identities. Without a block there is nothing that could have moved; what is cancelled while nobody knows yet
+        whether there is one will be given back if there is."""
+        moved = self.in_flight + self.unknown + self.dispatched + self.released
         if not self.blocked:
             return moved == 0
         return (
-            self.blocked == self.waiting + self.held + moved
+            self.blocked == self.waiting + self.held + self.releasing + moved
             and self.dispatched == self.outstanding + self.confirmed + self.reversed
         )
 

@@ -272,6 +272,9 @@ class Handlers:
             (row.instruction, row.position): row
             for row in store.payments_named(tx, [(line.instruction, line.position) for line in mine])
         }
+        # Sent anew, and yet the first one was made: what is not on its way yet is taken back, then the first one counts.
+        anew = [key for key in _debited_keys(mine, payments) if payments[key].held_state == "PAYING"]
+        retired = store.supersede(tx, anew) if anew else set()
         known = {
             key: domain.Known(
                 row.amount_minor,
@@ -279,7 +282,8 @@ class Handlers:
                 row.debit,
                 row.reversal,
                 bool(row.cancelled),
-                row.held_state == "PAYING",
+                row.held_state in ("PAYING", "SUPERSEDED") and key not in retired,
+                instructions[key[0]].live_block is not None,
             )
             for key, row in payments.items()
         }
@@ -378,22 +382,36 @@ class Handlers:
         """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.
         Voids the lease: a later settle or retry does nothing."""
         proven = []
+        doubtful = []
         for number, counts in per.items():
             row = instructions[number]
             live = row.count - row.cancelled_count - row.refused_count
             bank = self._banks.get(row.bank or "")
             atomic = bank is not None and bank.capabilities.atomic_list
-            if (
-                counts[0]
-                and row.state in ("SENDING", "UNKNOWN", "REFUSED")
-                and (atomic or row.debited_count + counts[0] >= live)
-            ):
+            if not counts[0] or row.state == "DISPATCHED":
+                continue
+            if atomic and row.state == "REFUSED":
+                self._take_back_refusal(tx, number)
+            if atomic or (row.state != "REFUSED" and row.debited_count + counts[0] >= live):
                 proven.append(number)
+            elif row.state == "WAITING":  # we believed that nothing was sent, and were wrong
+                doubtful.append(number)
+        if doubtful:
+            store.set_instructions(tx, doubtful, "UNKNOWN", ("WAITING",))
+            workqueue.finish(tx, "dispatch", [str(number) for number in doubtful], "UNKNOWN", "DEBITED_UNSENT")
         if not proven:
             return
-        moved = store.set_instructions(tx, proven, "DISPATCHED", ("SENDING", "UNKNOWN"))
+        moved = store.set_instructions(tx, proven, "DISPATCHED", ("WAITING", "SENDING", "UNKNOWN", "REFUSED"))
         workqueue.finish(tx, "dispatch", [str(number) for number in proven], "DONE", "PROVEN_BY_STATEMENT")
         decisions.say_dispatched(tx, self._outbox, sorted(moved), cause)
+
+    @staticmethod
+    def _take_back_refusal(tx: Tx, number: int) -> None:
+        """One member of an atomic list was paid, so all were: nobody of it is held, or sent anew if it is not too late."""
+        refused = store.refused_of(tx, number)
+        anew = [(row.instruction, row.position) for row in refused if row.state == "PAYING"]
+        retired = store.supersede(tx, anew) if anew else set()
+        store.end_refusals(tx, [(r.instruction, r.position) for r in refused if r.state == "HELD"] + sorted(retired))
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -426,36 +444,33 @@ class Handlers:
         data = event.data
         tx.lock_exclusive([lock_key("funds", data.envelope_id)])
         rows = tx.rows(
-            """SELECT h.held_id, h.amount_minor, h.disbursement_id, h.beneficiary_id, i.instruction, i.batch_id, i.part,
-                      i.sealed_key, i.sealed
-               FROM held h JOIN instructions i USING (instruction) JOIN envelopes e ON e.envelope_id = h.envelope_id
-               WHERE h.envelope_id = %(id)s AND h.state = 'HELD' AND e.funds = 'BLOCKED' AND NOT e.cancelling
+            """SELECT h.held_id, h.instruction FROM held h JOIN envelopes e ON e.envelope_id = h.envelope_id
+               WHERE h.envelope_id = %(id)s AND h.state = 'HELD' AND h.instruction IS NOT NULL
+                 AND e.funds = 'BLOCKED' AND NOT e.cancelling
                  AND (cardinality(%(ids)s::text[]) = 0 OR h.disbursement_id = ANY(%(ids)s::text[]))
                  AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = h.envelope_id
-                                     AND t.disbursement_id = h.disbursement_id)
-               ORDER BY i.instruction, h.position""",
+                                     AND t.disbursement_id = h.disbursement_id)""",
             id=data.envelope_id,
             ids=data.disbursement_ids,
         )
         _expect(event, len(rows))
-        by_instruction = defaultdict(list)
-        for row in rows:
-            by_instruction[row.instruction].append(row)
-        for group in by_instruction.values():  # one new instruction for each that was refused
-            first = group[0]
-            total = sum(row.amount_minor for row in group)
-            fields = (data.envelope_id, first.batch_id, first.part, first.sealed_key, first.sealed, len(group), total)
-            number = store.add_instructions(tx, self._settings.incarnation, [fields])[0]
-            store.add_payments(
-                tx, [(number, n, row.amount_minor, row.disbursement_id, row.beneficiary_id) for n, row in enumerate(group, 1)]
-            )
+        if rows:
+            numbers = store.pay_refused_anew(tx, self._settings.incarnation, [row.held_id for row in rows])
             key = lock_key("funds", data.envelope_id)
-            workqueue.enqueue(tx, "dispatch", [str(number)], [key], [_because(event, data.envelope_id)])
-        tx.run("UPDATE held SET state = 'PAYING' WHERE held_id = ANY(%(ids)s::bigint[])", ids=[row.held_id for row in rows])
+            cause = _because(event, data.envelope_id)
+            workqueue.enqueue(tx, "dispatch", [str(n) for n in numbers], [key] * len(numbers), [cause] * len(numbers))
         return len(rows)
 
     def settle_unknown(self, tx: Tx, event: Event[operator.SettleUnknown]) -> int:
         return decisions.settle_unknown(tx, self._outbox, event)
+
+
+def _debited_keys(lines: Sequence[domain.Line], payments: dict[tuple[int, int], Any]) -> list[tuple[int, int]]:
+    """The payments which these lines debit for the first time, with the amount that was sent."""
+    keys = {(line.instruction, line.position): line for line in lines if line.mark == "D"}
+    return [
+        k for k, x in keys.items() if k in payments and not payments[k].debit and payments[k].amount_minor == x.amount_minor
+    ]
 
 
 def _issued(instruction: Any, incarnation: int) -> bool:

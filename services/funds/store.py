@@ -6,15 +6,22 @@ from uuid import UUID
 
 from sqlalchemy.engine import Row
 
+from libs.common.clock import known_time_zone
 from libs.common.contracts.base import BatchHeader, EnvelopeHeader
 from libs.common.db import Tx, lock_key
+from libs.common.errors import Malformed
 
 Rows = Sequence[Row[Any]]
 
 
 def ensure_envelopes(tx: Tx, headers: Iterable[EnvelopeHeader]) -> None:
-    """Whoever comes first creates the envelope's row; in key order, so that two who come at once don't wait crosswise."""
+    """Whoever comes first creates the envelope's row; in key order, so that two who come at once don't wait crosswise.
+
+    Raises Malformed for a time zone which the database would not know: its day would never come, for nobody."""
     known = {header.envelope_id: header for header in headers}
+    for header in known.values():
+        if not known_time_zone(header.time_zone):
+            raise Malformed("UNKNOWN_TIME_ZONE", f"{header.time_zone!r} is not in the IANA data base", "/header/time_zone")
     ordered = [known[key] for key in sorted(known)]
     tx.run(
         """INSERT INTO envelopes (envelope_id, lock_key, header, source, publisher_envelope_id, programme, currency,
@@ -279,9 +286,10 @@ def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Ro
     """The instructions, locked in order: their counters are about to change."""
     rows = tx.rows(
         """SELECT i.instruction, i.incarnation, i.state, i.batch_id, i.envelope_id, i.count, i.cancelled_count, i.refused_count,
-                  i.debited_count, b.header, e.currency, e.lock_key, k.bank
+                  i.debited_count, b.header, e.currency, e.lock_key, k.bank, k.block AS live_block
            FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
-           LEFT JOIN blocks k ON k.envelope_id = i.envelope_id AND k.block = i.block
+           LEFT JOIN blocks k ON k.envelope_id = i.envelope_id
+                AND (k.block = i.block OR i.block IS NULL AND k.state = 'BLOCKED')
            WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction FOR NO KEY UPDATE OF i""",
         ids=list(instructions),
     )
@@ -373,6 +381,58 @@ def end_refusals(tx: Tx, keys: Sequence[tuple[int, int]]) -> None:
     )
 
 
+def refused_of(tx: Tx, instruction: int) -> Rows:
+    """The payments of an instruction that are held or sent anew because the bank refused them."""
+    return tx.rows(
+        """SELECT instruction, position, state FROM held
+           WHERE instruction = %(id)s AND state IN ('HELD', 'PAYING') ORDER BY position""",
+        id=instruction,
+    )
+
+
+def supersede(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Refused payments were sent anew, and now it turns out that the bank made them the first time. Whatever of the new ones
+    is certainly not sent is taken back; returns the payments for which that was possible."""
+    rows = tx.rows(
+        """SELECT o.instruction AS old_instruction, o.position AS old_position, n.instruction, q.position, n.state, h.held_id,
+                  h.state AS held_state, c.disbursement_id IS NOT NULL AS cancelled
+           FROM unnest(%(i)s::bigint[], %(p)s::smallint[]) AS o (instruction, position)
+           JOIN payments p ON p.instruction = o.instruction AND p.position = o.position
+           JOIN instructions i ON i.instruction = o.instruction
+           JOIN instructions n ON n.batch_id = i.batch_id AND n.instruction > i.instruction
+           JOIN payments q ON q.instruction = n.instruction AND q.disbursement_id = p.disbursement_id
+           LEFT JOIN held h ON h.instruction = q.instruction AND h.position = q.position
+           LEFT JOIN cancelled c ON c.instruction = q.instruction AND c.position = q.position
+           WHERE h.state IS DISTINCT FROM 'PAYING' ORDER BY n.instruction FOR NO KEY UPDATE OF n""",
+        i=[key[0] for key in keys],
+        p=[key[1] for key in keys],
+    )
+    waiting = [row for row in rows if row.state == "WAITING" and row.held_id is None and not row.cancelled]
+    again_held = [row for row in rows if row.held_state == "HELD"]
+    tx.run("UPDATE held SET state = 'SUPERSEDED' WHERE held_id = ANY(%(ids)s::bigint[])", ids=[r.held_id for r in again_held])
+    tx.run(
+        """WITH gone AS (
+               INSERT INTO held (envelope_id, batch_id, disbursement_id, beneficiary_id, amount_minor, reason, instruction,
+                                 position, state)
+               SELECT n.envelope_id, n.batch_id, q.disbursement_id, q.beneficiary_id, q.amount_minor, 'SUPERSEDED',
+                      q.instruction, q.position, 'SUPERSEDED'
+               FROM unnest(%(i)s::bigint[], %(p)s::smallint[]) AS k (instruction, position)
+               JOIN payments q ON q.instruction = k.instruction AND q.position = k.position
+               JOIN instructions n ON n.instruction = q.instruction
+               RETURNING instruction, amount_minor),
+           sums AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM gone GROUP BY instruction),
+           counted AS (
+               UPDATE instructions i SET refused_count = refused_count + n, refused_minor = refused_minor + total,
+                      state = CASE WHEN cancelled_count + refused_count + n = count THEN 'VOID' ELSE state END
+               FROM sums WHERE i.instruction = sums.instruction RETURNING i.instruction, i.state)
+           UPDATE work w SET state = 'VOID', code = 'SUPERSEDED', lease_token = NULL, leased_until = NULL FROM counted
+           WHERE counted.state = 'VOID' AND w.kind = 'dispatch' AND w.subject = counted.instruction::text""",
+        i=[row.instruction for row in waiting],
+        p=[row.position for row in waiting],
+    )
+    return {(row.old_instruction, row.old_position) for row in (*waiting, *again_held)}
+
+
 def add_exceptions(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
     """(statement, line, reason, reference, instruction, position, amount, currency, detail)."""
     tx.run(
@@ -406,10 +466,36 @@ def payments_of(tx: Tx, instructions: Sequence[int]) -> Rows:
     )
 
 
+def pay_refused_anew(tx: Tx, incarnation: int, held_ids: Sequence[int]) -> list[int]:
+    """New instructions for held refusals, one for each that was refused, with its seal; returns their numbers."""
+    rows = tx.rows(
+        """WITH chosen AS (
+               UPDATE held SET state = 'PAYING' WHERE held_id = ANY(%(ids)s::bigint[])
+               RETURNING instruction, position, amount_minor, disbursement_id, beneficiary_id),
+           old AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM chosen GROUP BY instruction),
+           numbered AS (SELECT *, nextval(pg_get_serial_sequence('instructions', 'instruction')) AS number FROM old),
+           added AS (
+               INSERT INTO instructions (instruction, envelope_id, batch_id, part, incarnation, sealed_key, sealed, count, total_minor)
+               OVERRIDING SYSTEM VALUE
+               SELECT number, i.envelope_id, i.batch_id, i.part, %(incarnation)s, i.sealed_key, i.sealed, n, total
+               FROM numbered JOIN instructions i USING (instruction) RETURNING instruction),
+           paid AS (
+               INSERT INTO payments (instruction, position, amount_minor, disbursement_id, beneficiary_id)
+               SELECT number, row_number() OVER (PARTITION BY number ORDER BY position), amount_minor, disbursement_id,
+                      beneficiary_id
+               FROM chosen JOIN numbered USING (instruction))
+           SELECT instruction FROM added ORDER BY instruction""",
+        ids=list(held_ids),
+        incarnation=incarnation,
+    )
+    return [row.instruction for row in rows]
+
+
 def set_instructions(tx: Tx, instructions: Sequence[int], state: str, from_states: Sequence[str]) -> set[int]:
     """Move instructions along; returns those that moved. Guard: the states they may come from."""
     rows = tx.rows(
-        """UPDATE instructions SET state = %(state)s,
+        """UPDATE instructions i SET state = %(state)s,
+                  block = coalesce(block, (SELECT k.block FROM blocks k WHERE k.envelope_id = i.envelope_id AND k.state = 'BLOCKED')),
                   dispatched_at = CASE WHEN %(state)s = 'DISPATCHED' THEN clock_timestamp() ELSE dispatched_at END
            WHERE instruction = ANY(%(ids)s::bigint[]) AND state = ANY(%(from)s::text[]) RETURNING instruction""",
         state=state,
@@ -430,7 +516,8 @@ def refuse_payments(tx: Tx, instruction: int, rows: Sequence[tuple[int, str, str
                FROM unnest(%(positions)s::smallint[], %(codes)s::text[], %(messages)s::text[]) AS r (position, code, message)
                JOIN payments p ON p.instruction = %(id)s AND p.position = r.position
                JOIN instructions i ON i.instruction = p.instruction
-               WHERE NOT EXISTS (SELECT 1 FROM facts f WHERE f.instruction = p.instruction AND f.position = p.position)
+               WHERE NOT EXISTS (SELECT 1 FROM facts f WHERE f.instruction = p.instruction AND f.position = p.position
+                                     AND f.kind = 'D')
                ON CONFLICT DO NOTHING RETURNING amount_minor)
            UPDATE instructions SET refused_count = refused_count + (SELECT count(*) FROM refused),
                   refused_minor = refused_minor + (SELECT coalesce(sum(amount_minor), 0) FROM refused)

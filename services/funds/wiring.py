@@ -28,7 +28,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
     banks: dict[str, Bank] = {code: ADAPTERS[bank.adapter](bank.url) for code, bank in settings.banks.items()}
     tokens = frozenset(sealer.token(sponsor.account) for sponsor in settings.sponsors.values())
     handlers = Handlers(settings, banks, outbox, tokens)
-    decisions = Decisions(settings, banks, outbox)
+    decisions = Decisions(settings, banks, sealer, outbox)
     calls = [kind(settings, banks, sealer, outbox) for kind in (Check, Block, Dispatch, Release)]
     envelopes, statements, commands = "ingestion.envelopes.v1", "ingestion.statements.v1", "funds.commands.v1"
     return Parts(

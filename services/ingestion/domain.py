@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo
 
+from libs.common.clock import known_time_zone
 from libs.common.money import MoneyError, scale
 
 BATCH_ITEMS = 1000
@@ -56,14 +56,6 @@ def field_code(loc: Sequence[str | int]) -> str:
         if part in FIELD_CODES:
             return FIELD_CODES[str(part)]
     return "INVALID_DATA"
-
-
-def known_time_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        return False
-    return True
 
 
 def envelope_faults(fields: Mapping[str, Any], default_time_zone: str, today: Callable[[str], date]) -> list[Fault]:

@@ -1,10 +1,12 @@
 """What the tests of faults ask of funds, and of its books."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from libs.common.contracts import operator
 from libs.common.contracts.scheduler import Tick
+from services.funds.config import Settings
 from tests.support.money import Payout
 from tests.support.world import World
 
@@ -50,3 +52,18 @@ def reach(payout: Payout, timeout: float = 40, **wanted: object) -> None:
         payout.world.until(lambda: wanted.items() <= payout.position().items(), timeout)
     except AssertionError as error:
         raise AssertionError(f"wanted {wanted}, the last position is {dict(payout.position())}") from error
+
+
+def settings_of(payout: Payout) -> Settings:
+    """What a funds process is told by the environment, for the parts of one that a test runs itself."""
+    env = payout.env
+    return Settings.model_validate(
+        {
+            "database_url": payout.world.database_url,
+            "seal_keys": payout.world.env["ALMONER_SEAL_KEYS"],
+            "token_key": payout.world.env["ALMONER_TOKEN_KEY"],
+            "banks": json.loads(env["ALMONER_FUNDS_BANKS"]),
+            "sponsors": json.loads(env["ALMONER_FUNDS_SPONSORS"]),
+            "incarnation": payout.incarnation,
+        }
+    )

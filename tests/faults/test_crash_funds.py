@@ -16,9 +16,8 @@ from libs.common.contracts import funds, operator
 from libs.common.contracts.base import EventData
 from libs.common.db import Database
 from libs.local.client import BankAdmin, Profile
-from services.funds.config import Settings
 from services.funds.wiring import wire
-from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
+from tests.faults.bookkeeping import LIMITS, command, idle, settings_of, tick, unknown
 from tests.faults.stories import Story, Teller, Told
 from tests.support.money import Payout
 from tests.support.process import Process
@@ -69,10 +68,7 @@ def test_every_registered_point_and_every_kind_of_work_has_a_case(world: World, 
     assert {case.point for case in CASES} == crash.POINTS.keys()
     assert len({case.name for case in CASES}) == len(CASES)
     database = Database(world.database_url, "funds")
-    banks = {"FULL": {"adapter": "full", "url": bank.base_url}}
-    keys = {"seal_keys": world.env["ALMONER_SEAL_KEYS"], "token_key": world.env["ALMONER_TOKEN_KEY"]}
-    sponsors = {"default": {"bank": "FULL", "account": "A"}}
-    parts = wire(Settings(database_url=world.database_url, banks=banks, sponsors=sponsors, **keys), database)  # type: ignore[arg-type]
+    parts = wire(settings_of(Payout(world, bank)), database)
     for prefix, kinds in (("call.", {c.kind for c in parts.callouts}), ("job.", {j.name for j in parts.jobs})):
         assert {(c.point, c.kind) for c in CASES if c.point.startswith(prefix)} == {
             (point, kind) for point in _points(prefix) for kind in kinds

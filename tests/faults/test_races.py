@@ -17,9 +17,8 @@ from libs.common.envelope import RawMessage
 from libs.common.inbox import keep_partitions
 from libs.common.jobs import JobRunner
 from libs.local.client import BankAdmin
-from services.funds.config import Settings
 from services.funds.wiring import wire
-from tests.faults.bookkeeping import LIMITS, idle, reach
+from tests.faults.bookkeeping import LIMITS, idle, reach, settings_of
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
 from tests.support.world import World
@@ -245,12 +244,8 @@ def test_partitions_in_shuffled_order_come_to_the_same(world: World, bank: BankA
     chance = random.Random(seed)
     database = Database(world.database_url, "funds")
     keep_partitions(database, utc_now())
-    fields = {"seal_keys": world.env["ALMONER_SEAL_KEYS"], "token_key": world.env["ALMONER_TOKEN_KEY"]}
-    banks = {"FULL": {"adapter": "full", "url": f"{bank.base_url}/full"}}
-    sponsors = {"default": {"bank": "FULL", "account": one.account}}
-    settings = Settings(database_url=world.database_url, banks=banks, sponsors=sponsors, incarnation=one.incarnation, **fields)  # type: ignore[arg-type]
-    parts = wire(settings, database)
-    fold, jobs = Fold(database, parts.routes, Limits()), JobRunner(database, parts.jobs, lambda: None)
+    parts = wire(settings_of(one), database)
+    fold, jobs = Fold(database, parts.routes, Limits()), JobRunner(database, parts.jobs)
     try:
         for poll in shuffled(messages, chance):
             fold.fold(poll)

@@ -109,8 +109,8 @@ MUTANTS = [
     Mutant(
         "unknown is not retried: a lease that ran out leaves no doubt",
         "libs/common/workqueue.py",
-        "ambiguous = ambiguous OR state = 'CLAIMED'",
-        "ambiguous = ambiguous",
+        "(ambiguous OR state = 'CLAIMED')",
+        "ambiguous",
         (f"{CRASH}[call.after_answer-dispatch-example]",),
     ),
 ]

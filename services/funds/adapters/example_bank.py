@@ -18,6 +18,8 @@ from services.funds.ports import Accepted, Account, Capabilities, Payment, Refus
 # A quote inside a value is escaped, so this finds keys only.
 _AMOUNT = re.compile(rb'"(payment_amount|amount|total_funds_needed)":"([0-9.]+)"')
 
+_LONG_NUMBER = re.compile(r"\d{5,}")
+
 
 class ExampleBank:
     capabilities = Capabilities(block=Repeat.ONCE, dispatch=Repeat.ONCE, release=Repeat.NONE, atomic_list=True)
@@ -89,7 +91,7 @@ def wire_json(body: object) -> bytes:
 def read_response(status_code: int, content: bytes) -> Mapping[str, Any] | NotSent | MaybeDone:
     """The JSON object of an answer. A request the bank calls wrong did nothing; any other status may have."""
     if 400 <= status_code < 500 and status_code not in (408, 409):
-        return NotSent(f"HTTP_{status_code}", f"the bank refused the request itself: {content[:200]!r}")
+        return NotSent(f"HTTP_{status_code}", "the bank refused the request itself")  # its words may quote people and accounts
     if status_code != 200:
         return MaybeDone(f"HTTP_{status_code}", "no answer that says what was done")
     try:
@@ -103,8 +105,8 @@ def read_block(answer: Mapping[str, Any] | NotSent | MaybeDone) -> Answer:
     if isinstance(answer, NotSent | MaybeDone):
         return answer
     reference = answer.get("block_reference_no")
-    if answer.get("status") == "success" and isinstance(reference, str) and reference:
-        return Done(Succeeded(reference))
+    if answer.get("status") == "success" and usable(reference):
+        return Done(Succeeded(str(reference)))
     if answer.get("status") == "failed":
         return Done(_refused(answer, "BLOCK_REFUSED"))
     return MaybeDone("NONSENSE", "block_funds answered neither a reference nor a failure")
@@ -142,8 +144,15 @@ def wire_payments(
 
 
 def plain(text: object) -> str:
-    """A bank's own words, short enough to be repeated for each of 1,000 payments, without what a database cannot hold."""
-    return str(text or "").replace("\x00", "")[:200]
+    """A bank's own words: short enough to be repeated for each of 1,000 payments, printable, without long numbers, which
+    may be accounts or phones."""
+    words = "".join(c for c in str(text or "") if c.isprintable())
+    return _LONG_NUMBER.sub("…", words).encode()[:200].decode(errors="ignore")
+
+
+def usable(reference: object) -> bool:
+    """A reference that can be stored and sent back."""
+    return isinstance(reference, str) and 0 < len(reference) <= 100 and reference.isprintable()
 
 
 def _refused(answer: Mapping[str, Any], code: str) -> Refused:

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from libs.common.money import to_decimal
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
-from services.funds.adapters.example_bank import ExampleBank, plain, read_block, read_response, wire_payments
+from services.funds.adapters.example_bank import ExampleBank, plain, read_block, read_response, usable, wire_payments
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded
 
 Read = Mapping[str, Any] | NotSent | MaybeDone
@@ -56,8 +56,8 @@ class FullBank(ExampleBank):
         if isinstance(answer, NotSent | MaybeDone):
             return _repeatable(answer)
         reference = answer.get("release_reference_no")
-        if answer.get("status") == "success" and isinstance(reference, str) and reference:
-            return Done(Succeeded(reference))
+        if answer.get("status") == "success" and usable(reference):
+            return Done(Succeeded(str(reference)))
         if answer.get("status") == "failed":
             code, message = answer.get("error_code"), answer.get("error_message")
             return Done(Refused(str(code or "RELEASE_REFUSED"), plain(message)))

@@ -89,7 +89,8 @@ def line(mark: str = "D", amount: int = 100, position: int = 1, bank_reference: 
         ([line(amount=101)], {}, 0, 0, ["AMOUNT_MISMATCH"]),
         ([line()], {"currency": "KES"}, 0, 0, ["AMOUNT_MISMATCH"]),
         ([line()], {"cancelled": True}, 0, 0, ["PAID_AFTER_CANCEL"]),
-        ([line()], {"paid_again": True}, 1, 0, ["PAID_AFTER_RETRY"]),
+        ([line()], {"paid_again": True}, 0, 0, ["PAID_AFTER_RETRY"]),
+        ([line()], {"blocked": False}, 0, 0, ["PAID_BEFORE_BLOCK"]),
         ([line(position=2)], {}, 0, 0, ["UNKNOWN_REFERENCE"]),
     ],
 )
@@ -112,6 +113,7 @@ def test_the_identities_of_the_books() -> None:
     assert not money(blocked=10, waiting=9).balanced
     assert not money(blocked=7, dispatched=7, confirmed=6).balanced
     assert money(waiting=5).balanced  # before the block there is nothing that could have moved
+    assert money(waiting=5, releasing=2).balanced  # cancelled while the block is being asked for
     assert not money(in_flight=5).balanced
     assert money(blocked=7, dispatched=7, confirmed=6, reversed=1).settled
     assert not money(blocked=7, dispatched=7, confirmed=6, outstanding=1).settled

@@ -30,6 +30,7 @@ CREATE INDEX envelopes_publisher ON envelopes (publisher_envelope_id);
 CREATE TABLE blocks (
     envelope_id uuid NOT NULL REFERENCES envelopes, block int NOT NULL,
     bank text NOT NULL, sponsor text NOT NULL,          -- the key of the sponsor's configuration, not its account
+    account_token text NOT NULL,                        -- of the account it was made on: nothing is paid from another
     amount_minor bigint NOT NULL CHECK (amount_minor > 0),
     state text NOT NULL DEFAULT 'PENDING' CHECK (state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED', 'REFUSED', 'VOID')),
     bank_reference text, blocked_at timestamptz, created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -96,7 +97,8 @@ CREATE TABLE held (
     disbursement_id text COLLATE "C" NOT NULL, beneficiary_id text COLLATE "C" NOT NULL, amount_minor bigint NOT NULL,
     reason text NOT NULL, message text NOT NULL DEFAULT '',
     instruction bigint, position smallint,              -- of the payment the bank refused
-    state text NOT NULL DEFAULT 'HELD' CHECK (state IN ('HELD', 'PAYING', 'CANCELLED', 'RELEASING', 'RELEASED', 'PAID')),
+    state text NOT NULL DEFAULT 'HELD' CHECK (state IN  -- SUPERSEDED: an earlier payment of the same disbursement was made
+        ('HELD', 'PAYING', 'CANCELLED', 'RELEASING', 'RELEASED', 'PAID', 'SUPERSEDED')),
     release_id bigint, since timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 -- A disbursement is held once at a time.
@@ -124,6 +126,7 @@ CREATE TABLE cancelled (
     release_id bigint, at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (envelope_id, disbursement_id)          -- cancelled once, for ever
 );
+CREATE INDEX cancelled_to_release ON cancelled (envelope_id) WHERE in_block AND release_id IS NULL;
 CREATE INDEX cancelled_payment ON cancelled (instruction, position) WHERE instruction IS NOT NULL;
 
 -- Money given back to the sponsor.
@@ -171,6 +174,7 @@ SET search_path FROM CURRENT AS $$
     FROM (SELECT 'A' || base36(incarnation, 2) || base36(instruction, 7) AS head) AS h
 $$;
 
+-- Of a REFUSED list everybody is held; whoever were not would show up as unknown.
 -- Where each envelope's money is: both identities of the books, from counters and rows. One definition, for deciding and for
 -- reading. `live` is what an instruction still has to do with: not cancelled, not refused.
 CREATE VIEW money AS
@@ -180,8 +184,8 @@ WITH i AS (
         sum(count - cancelled_count - refused_count - debited_count) FILTER (WHERE state = 'WAITING') AS waiting_n,
         sum(total_minor - cancelled_minor - refused_minor - debited_minor) FILTER (WHERE state = 'SENDING') AS in_flight,
         sum(count - cancelled_count - refused_count - debited_count) FILTER (WHERE state = 'SENDING') AS in_flight_n,
-        sum(total_minor - cancelled_minor - refused_minor - debited_minor) FILTER (WHERE state = 'UNKNOWN') AS unknown,
-        sum(count - cancelled_count - refused_count - debited_count) FILTER (WHERE state = 'UNKNOWN') AS unknown_n,
+        sum(total_minor - cancelled_minor - refused_minor - debited_minor) FILTER (WHERE state IN ('UNKNOWN', 'REFUSED')) AS unknown,
+        sum(count - cancelled_count - refused_count - debited_count) FILTER (WHERE state IN ('UNKNOWN', 'REFUSED')) AS unknown_n,
         sum(total_minor - cancelled_minor - refused_minor - debited_minor) FILTER (WHERE state = 'DISPATCHED') AS outstanding,
         sum(count - cancelled_count - refused_count - debited_count) FILTER (WHERE state = 'DISPATCHED') AS outstanding_n,
         sum(debited_minor) AS debited, sum(debited_count) AS debited_n,

@@ -1,0 +1,133 @@
+"""Ingestion dies of SIGKILL at every point it has, with each kind of work in flight. Resolution's and the scheduler's cases stand
+beside their other tests; that none is missing is checked here."""
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libs.common import crash
+from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import EventData
+from libs.common.contracts.scheduler import Tick
+from libs.local.client import BankAdmin
+from services.ingestion.cutting import CUT, EXPIRE_PARKED
+from services.ingestion.statements import READ_STATEMENT
+from tests.faults.stories import Story, Teller, Told
+from tests.integration.ingestion.publisher import (
+    BATCHES,
+    DISBURSEMENTS,
+    ENVELOPES,
+    FACTS,
+    LINES,
+    RESULTS,
+    STATEMENTS,
+    chunks_of,
+    debits,
+    envelope,
+    statement_text,
+    total,
+)
+from tests.integration.resolution import test_crashes as resolution
+from tests.integration.scheduler import test_ticks as scheduler
+from tests.support.world import World
+
+PEOPLE, ROWS = 1300, 1100
+JOBS = (CUT, EXPIRE_PARKED, READ_STATEMENT)
+CASES = [
+    *((point, "") for point in crash.POINTS if point.startswith(("fold.", "relay."))),
+    *((point, job) for point in crash.POINTS if point.startswith("job.") for job in JOBS),
+]
+
+
+def points(*parts: str) -> set[str]:
+    return {point for point in crash.POINTS if point.partition(".")[0] in parts}
+
+
+def test_no_stage_is_without_its_cases() -> None:
+    assert {point for point, _ in CASES} == points("fold", "relay", "job")
+    assert {*resolution.CALLS, *resolution.OTHERS} == points("fold", "relay", "call")
+    ticking = [scheduler.test_a_tick_survives, scheduler.test_a_tick_by_hand_survives]
+    assert {point for test in ticking for point in test.pytestmark[0].args[1]} == points("fold", "relay", "job")  # type: ignore[attr-defined]
+
+
+def distinct(world: World, topic: str, *models: type[EventData]) -> list[Any]:
+    """Each fact once; whatever is said again is the same."""
+    found: dict[str, Any] = {}
+    for event in world.events(topic, *models):
+        assert found.setdefault(event.id, event.data) == event.data
+    return list(found.values())
+
+
+def killed(point: str, job: str, world: World, folder: Path) -> Story:
+    mark = folder / "mark"
+    env = {
+        "ALMONER_CRASH_AT": point,
+        "ALMONER_CRASH_KIND": job,
+        "ALMONER_CRASH_MARK": str(mark),
+        "ALMONER_INGESTION_PARKED_TTL_SECONDS": "0.2",
+    }
+    world.publish(ENVELOPES, envelope("e1", PEOPLE, total(1, PEOPLE)), "e1", event_id="e1")
+    world.publish_many(DISBURSEMENTS, chunks_of("e1", PEOPLE, 100))
+    lost = world.publish(DISBURSEMENTS, c.DisbursementsAdded.model_validate_json(chunks_of("e9", 5, 5)[0][1]), "e9")
+    world.publish(STATEMENTS, c.StatementSubmitted(text=statement_text("A", debits(ROWS))), "A", event_id="s1")
+    process = world.run("ingestion", **env)
+
+    def answered() -> dict[str, list[str]]:
+        answers: dict[str, list[str]] = {}
+        for answer in distinct(world, RESULTS, c.SubmissionAccepted, c.SubmissionRejected):
+            for submission in answer.submission_ids:
+                answers.setdefault(submission, []).append(getattr(answer, "outcome", "rejected"))
+        return answers
+
+    def tick() -> None:
+        world.publish("scheduler.ticks.v1", Tick(job="expire-parked", due_at=datetime.now(UTC)), "expire-parked")
+
+    if job == EXPIRE_PARKED:
+        yield lambda: lost in answered()  # a tick that comes too early decides as well, on nothing
+        tick()
+    yield lambda: not process.alive
+    assert process.wait() == -9
+    reached, in_flight = mark.read_text().split()
+    assert reached == point
+    assert int(in_flight) > 0
+    again = world.run("ingestion", **env)
+    yield lambda: lost in answered()
+    waited = time.monotonic() + 0.5  # longer than it may be parked
+    yield lambda: time.monotonic() > waited
+    tick()
+    yield lambda: answered()[lost] == ["parked", "rejected"]
+    yield lambda: distinct(world, FACTS, c.EnvelopeCompleted) and distinct(world, LINES, c.StatementOpened)
+    yield lambda: sum(len(one.lines) for one in distinct(world, LINES, c.StatementLines)) >= ROWS
+    yield lambda: sum(one.count for one in distinct(world, BATCHES, c.BatchCut)) >= PEOPLE
+    yield lambda: not world.sql("ingestion", "SELECT 1 FROM outbox UNION ALL SELECT 1 FROM due")
+    [completed] = distinct(world, FACTS, c.EnvelopeCompleted)
+    batches = distinct(world, BATCHES, c.BatchCut)
+    assert (completed.count, completed.total_minor, completed.batches) == (PEOPLE, total(1, PEOPLE), len(batches))
+    assert Counter(item.disbursement_id for one in batches for item in one.items) == Counter(
+        f"d{n}" for n in range(1, PEOPLE + 1)
+    )
+    [opened] = distinct(world, LINES, c.StatementOpened)
+    chunks = distinct(world, LINES, c.StatementLines)
+    assert (opened.lines, opened.chunks) == (ROWS, len(chunks))
+    assert sorted(line.line for one in chunks for line in one.lines) == list(range(1, ROWS + 1))
+    assert len(distinct(world, FACTS, c.EnvelopeAccepted)) == 1
+    assert {"e1", "s1", *(f"e1-{first}" for first in range(1, PEOPLE, 100))} <= answered().keys()
+    assert not world.sql("ingestion", "SELECT 1 FROM dead_letters")
+    assert again.alive
+
+
+def stories(_bank: BankAdmin) -> dict[str, Teller]:
+    def teller(point: str, job: str) -> Teller:
+        return lambda world, folder: killed(point, job, world, folder)
+
+    return {f"{point} {job}".strip(): teller(point, job) for point, job in CASES}
+
+
+@pytest.mark.timeout(400)  # the first of them waits for all
+@pytest.mark.parametrize("story", [f"{point} {job}".strip() for point, job in CASES])
+def test_ingestion_killed_at(story: str, ended: Told) -> None:
+    ended.well()

@@ -1,0 +1,137 @@
+"""How many SQL statements a step of funds costs depends neither on the people in a batch nor on the batches in a poll.
+
+Counted by the database itself, over the whole life of an envelope."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy
+
+from libs.common import workqueue
+from libs.common.clock import utc_now
+from libs.common.consumer import Fold, Limits
+from libs.common.db import Database
+from libs.common.envelope import RawMessage
+from libs.common.inbox import keep_partitions
+from libs.common.jobs import JobRunner
+from libs.common.workqueue import Done, Worker
+from libs.local.client import BankAdmin
+from libs.local.stack import Addresses
+from services.funds.wiring import wire
+from tests.faults.bookkeeping import settings_of
+from tests.support.money import Payout
+from tests.support.statements import deliver_statements
+from tests.support.world import World
+
+Count = Callable[[], int]
+
+
+@pytest.fixture
+def count(stack: Addresses, world: World) -> Iterator[Count]:
+    """How many statements funds has run in this test's database."""
+    engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        connection.exec_driver_sql("SELECT pg_stat_statements_reset()")  # it forgets some where it knows too many
+
+        def read() -> int:
+            return int(
+                connection.exec_driver_sql(
+                    """SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
+                       JOIN pg_roles r ON r.oid = s.userid
+                       WHERE d.datname = %(name)s AND r.rolname = 'almoner_funds' AND toplevel""",
+                    {"name": world.name},
+                ).scalar_one()
+            )
+
+        yield read
+    engine.dispose()
+
+
+class Life:
+    """One envelope's life, step by step in this process; `costs` is what each step has cost."""
+
+    def __init__(self, payout: Payout, count: Count, taken: set[tuple[str, int, int]]) -> None:
+        self.payout, self.count, self.taken = payout, count, taken
+        self.costs: dict[str, set[int]] = {}
+        self.database = Database(payout.world.database_url, "funds")
+        keep_partitions(self.database, utc_now())
+        parts = wire(settings_of(payout), self.database)
+        self.fold = Fold(self.database, parts.routes, Limits())
+        self.jobs = JobRunner(self.database, parts.jobs)
+        self.workers = {callout.kind: Worker(self.database, callout, workqueue.Limits()) for callout in parts.callouts}
+
+    def step(self, name: str, act: Callable[[], Any]) -> Any:
+        before = self.count()
+        result = act()
+        self.costs.setdefault(name, set()).add(self.count() - before)
+        return result
+
+    def run(self, batches: int, people: int) -> dict[str, set[int]]:
+        payout = self.payout
+        for _ in range(batches):
+            payout.publish(payout.batch(people))
+        payout.publish(payout.completed())
+        self.take("intake of all batches", self.new("resolution.batches.v1"))
+        self.take("completion", self.new("ingestion.envelopes.v1"))
+        self.decide("to check")
+        self.call("check", 1)
+        self.call("block", 1)
+        self.decide("after the block")
+        before = max(payout.bank.order_statement("full", payout.account))  # what was booked before, such as the top-up
+        self.call("dispatch", batches)
+        assert payout.position()["outstanding"] == batches * people
+        deliver_statements(payout, after=before)
+        messages = self.new("ingestion.statements.v1")
+        for message in messages[:-1]:
+            self.take("a chunk of a statement", [message])
+        self.take("a statement's opening", messages[-1:])
+        self.decide("to settle")
+        assert payout.position()["state"] == "SETTLED"
+        assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
+        return self.costs
+
+    def new(self, topic: str) -> list[RawMessage]:
+        """What no life before has taken."""
+        messages = [m for m in self.payout.world.messages(topic) if (m.topic, m.partition, m.offset) not in self.taken]
+        self.taken |= {(m.topic, m.partition, m.offset) for m in messages}
+        return messages
+
+    def take(self, name: str, messages: Sequence[RawMessage]) -> None:
+        self.step(name, lambda: self.fold.fold(messages))
+
+    def decide(self, name: str) -> None:
+        time.sleep(0.5)  # what lines ask for comes due a little later
+        self.step(name, self.jobs.run_due)
+
+    def call(self, kind: str, expected: int) -> None:
+        worker = self.workers[kind]
+        claims = self.step(f"claim of {kind}", lambda: worker.claim(expected))
+        assert len(claims) == expected
+        for claim, request in claims:
+            answer = asyncio.run(self._ask(worker, claim, request))
+            assert isinstance(answer, Done), answer
+            self.step(f"settle of {kind}", partial(worker.settle, claim, answer))
+
+    @staticmethod
+    async def _ask(worker: Worker, claim: Any, request: Any) -> Any:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            return await worker.call(client, claim, request)
+
+
+def test_statements_are_the_same_whatever_the_number_of_people_and_batches(world: World, bank: BankAdmin, count: Count) -> None:
+    costs, taken = {}, set[tuple[str, int, int]]()
+    for number, (batches, people) in enumerate([(1, 2), (1, 1000), (8, 1000)]):
+        life = Life(Payout(world, bank, name=f"E{number}"), count, taken)
+        try:
+            costs[batches, people] = life.run(batches, people)
+        finally:
+            life.database.close()
+    assert costs[1, 2] == costs[1, 1000] == costs[8, 1000]
+    assert all(len(of_step) == 1 for of_step in costs[8, 1000].values()), costs  # each time the step is taken
+    assert max(max(of_step) for of_step in costs[8, 1000].values()) < 40, costs
