@@ -98,12 +98,10 @@ def test_cancelled_disbursements_are_never_paid_unless_it_is_too_late(world: Wor
     assert sorted(answer.cancelled) == sorted(ids)
     until_position(payout, outstanding=26, cancelled=4, waiting=0, releasing_minor=0)
     assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()[4:]}
-    inside = when in (
-        "before anything",
-        "while paused",
-    )  # the block was fixed before the amount was known, or before the request
     lost = sum(item.amount_minor for item in payout.items()[:4])
-    assert payout.position()["released_minor"] == (lost if inside else 0)
+    # Cancelled before anything is known of them, they are in the block or not: the batch and the check race.
+    possible = {"before anything": (0, lost), "before the block": (0,), "while paused": (lost,)}[when]
+    assert payout.position()["released_minor"] in possible
     [block] = payout.bank.blocks("full", payout.account)
     assert block["amount_minor"] - block["released_minor"] == sum(item.amount_minor for item in payout.items()[4:])
 

@@ -53,7 +53,7 @@ def message(batch: BatchCut, offset: int) -> RawMessage:
 def rounds(database: Database, batches: list[BatchCut], offset: int) -> dict[str, int]:
     """Statements of each step: all are held first, then half of them are resolved."""
     spar = Spar("http://mapper.example", {}, sender_id="", sender_uri="", receiver_id="", max_items=1000)
-    worker = workqueue.Worker(database, Resolve(spar, SEALER, Outbox("resolution")), workqueue.Limits(), lambda: None)
+    worker = workqueue.Worker(database, Resolve(spar, SEALER, Outbox("resolution")), workqueue.Limits())
     size = len(batches[0].items)
     counts = {}
     with counted(database) as statements:
