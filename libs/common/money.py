@@ -56,6 +56,15 @@ def to_decimal(minor: int, currency: str) -> Decimal:
     return Decimal(minor).scaleb(-scale(currency))
 
 
+def to_text(minor: int, currency: str) -> str:
+    """The same as text, for amounts by the thousand. 10025, "EUR" -> "100.25"; 7, "JPY" -> "7". Not for negative amounts."""
+    decimals = scale(currency)
+    if not decimals:
+        return str(minor)
+    digits = str(minor).rjust(decimals + 1, "0")
+    return f"{digits[:-decimals]}.{digits[-decimals:]}"
+
+
 def checked(minor: int) -> int:
     """The same number, or MoneyError if a bigint cannot hold it."""
     if not -MAX_MINOR <= minor <= MAX_MINOR:

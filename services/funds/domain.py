@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 # --- References: 16 characters [A-Z0-9] which decode to the primary key -------------------------------------------------
 
@@ -105,8 +106,7 @@ EXCEPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A debit or reversal with a reference of ours."""
 
     statement_line: int
@@ -117,8 +117,7 @@ class Line:
     bank_reference: str
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What the database knows of the payment a line names."""
 
     amount_minor: int

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httpx
 
@@ -35,8 +35,7 @@ class Account:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
+class Payment(NamedTuple):
     """One payment of an instruction; texts are SWIFT's character set already. Empty fields are not sent."""
 
     reference: str

@@ -119,7 +119,7 @@ class Resolve:
         found, held = answered.found, answered.held
         while True:
             event = self._event_of(answered, found, held)
-            if len(event.model_dump_json().encode()) <= EVENT_BYTES or len(found) < 2:
+            if len(found) < 2 or _surely_fits(event) or len(event.model_dump_json().encode()) <= EVENT_BYTES:
                 return event
             half = len(found) // 2
             held = [*held, *((item, Hold(domain.PART_TOO_LARGE, "goes with the next part")) for item, _ in found[half:])]
@@ -151,6 +151,12 @@ class Resolve:
             unresolved_count=len(unresolved),
             unresolved_total_minor=sum(one.amount_minor for one in unresolved),
         )
+
+
+def _surely_fits(event: BatchAddressesResolved) -> bool:
+    """Spares nearly every event from being encoded twice: a character takes eight bytes at most, escaped."""
+    ids = sum(len(item.disbursement_id) + len(item.beneficiary_id) for item in event.items)
+    return not event.unresolved and len(event.sealed.data) + 8 * ids + 100 * len(event.items) + 20_000 < EVENT_BYTES
 
 
 ROUTES = Routes(

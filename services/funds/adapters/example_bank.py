@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from pydantic_core import from_json, to_json
 
-from libs.common.money import to_decimal
+from libs.common.money import to_text
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded, Sufficient
 
@@ -31,7 +31,7 @@ class ExampleBank:
         body = {
             "account_number": account.number,
             "account_currency": account.currency,
-            "total_funds_needed": to_decimal(amount_minor, account.currency),
+            "total_funds_needed": to_text(amount_minor, account.currency),
         }
         answer = await self._call(client, claim, "check_funds", body)
         if isinstance(answer, NotSent | MaybeDone):
@@ -46,7 +46,7 @@ class ExampleBank:
         body = {
             "account_number": account.number,
             "currency": account.currency,
-            "amount": to_decimal(amount_minor, account.currency),
+            "amount": to_text(amount_minor, account.currency),
         }
         return read_block(await self._call(client, claim, "block_funds", body))
 
@@ -84,7 +84,7 @@ class ExampleBank:
 
 
 def wire_json(body: object) -> bytes:
-    """JSON in which amounts are exact decimal numbers (the encoder writes them as strings, floats would not be exact)."""
+    """JSON in which amounts are exact decimal numbers (they are written as text, and unquoted here; floats would not be exact)."""
     return _AMOUNT.sub(rb'"\1":\2', to_json(body))
 
 
@@ -121,7 +121,7 @@ def wire_payments(
             "payment_reference_number": payment.reference,
             "remitting_account": account.number,
             "remitting_account_currency": account.currency,
-            "payment_amount": to_decimal(payment.amount_minor, account.currency),
+            "payment_amount": to_text(payment.amount_minor, account.currency),
             "funds_blocked_reference_number": block_reference,
             "beneficiary_name": payment.name,
             "beneficiary_account": payment.account_number,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from pydantic_core import to_json
 
-from libs.common.money import to_decimal
+from libs.common.money import to_text
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
 from services.funds.adapters.example_bank import ExampleBank, plain, read_block, read_response, usable, wire_payments
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded
@@ -27,7 +27,7 @@ class FullBank(ExampleBank):
         body = {
             "account_number": account.number,
             "currency": account.currency,
-            "amount": to_decimal(amount_minor, account.currency),
+            "amount": to_text(amount_minor, account.currency),
         }
         return _repeatable(read_block(await self._keyed(client, claim, "block_funds", body)))
 
@@ -50,7 +50,7 @@ class FullBank(ExampleBank):
             "account_number": account.number,
             "currency": account.currency,
             "block_reference_no": block_reference,
-            "amount": to_decimal(amount_minor, account.currency),
+            "amount": to_text(amount_minor, account.currency),
         }
         answer = await self._keyed(client, claim, "release_funds", body)
         if isinstance(answer, NotSent | MaybeDone):

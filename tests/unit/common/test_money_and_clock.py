@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.clock import as_of, local_date, utc_now
-from libs.common.money import MAX_MINOR, MoneyError, checked, scale, to_decimal, to_minor
+from libs.common.money import MAX_MINOR, MoneyError, checked, scale, to_decimal, to_minor, to_text
 
 
 @pytest.mark.parametrize(("currency", "decimals"), [("JPY", 0), ("EUR", 2), ("KWD", 3), ("CLF", 4), ("LKR", 2)])
@@ -99,3 +99,9 @@ def test_a_local_date_is_that_of_the_time_zone() -> None:
     moment = datetime(2026, 3, 1, 20, tzinfo=UTC)
     assert local_date(moment, "Asia/Colombo") == date(2026, 3, 2)
     assert local_date(moment, "America/New_York") == date(2026, 3, 1)
+
+
+@given(st.integers(0, MAX_MINOR), st.sampled_from(["JPY", "EUR", "KWD", "CLF"]))
+def test_text_is_the_decimal_and_leads_back(minor: int, currency: str) -> None:
+    assert to_text(minor, currency) == format(to_decimal(minor, currency), "f")
+    assert to_minor(to_text(minor, currency), currency) == minor
