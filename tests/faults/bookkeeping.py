@@ -15,8 +15,8 @@ LIMITS = {
     f"ALMONER_FUNDS_{kind}_{name}": value
     for kind in ("CHECK", "BLOCK", "DISPATCH", "RELEASE")
     for name, value in {
-        "TIMEOUT_SECONDS": "3",
-        "LEASE_SECONDS": "6",
+        "TIMEOUT_SECONDS": "5",
+        "LEASE_SECONDS": "8",
         "BACKOFF_FIRST_SECONDS": "0.2",
         "MAX_ATTEMPTS": "6",
     }.items()

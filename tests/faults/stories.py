@@ -20,7 +20,7 @@ from tests.support.world import Kafka, World
 Story = Generator[Callable[[], Any], Any, None]
 Teller = Callable[[World, Path], Story]
 
-AT_ONCE = 8
+AT_ONCE = 6
 WAIT_SECONDS = 60.0
 
 

@@ -24,6 +24,8 @@ from tests.support.process import Process
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 
+pytestmark = pytest.mark.xdist_group(__name__)  # its stories are told together
+
 PEOPLE = 20
 ENVELOPES, PAYMENTS, STATEMENTS = "funds.envelopes.v1", "funds.payments.v1", "funds.statements.v1"
 

@@ -14,6 +14,8 @@ from tests.support.process import Process
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 
+pytestmark = pytest.mark.xdist_group(__name__)  # its stories are told together
+
 PEOPLE = 20
 # Long enough to be caught waiting on a busy machine.
 PATIENT = {"ALMONER_FUNDS_DISPATCH_TIMEOUT_SECONDS": "8", "ALMONER_FUNDS_DISPATCH_LEASE_SECONDS": "11"}

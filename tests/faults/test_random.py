@@ -21,6 +21,8 @@ from tests.support.money import Payout
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 
+pytestmark = pytest.mark.xdist_group(__name__)  # its stories are told together
+
 SEEDS = range(int(os.environ.get("ALMONER_TEST_SEEDS", "2")))
 PROFILES: tuple[Profile, ...] = ("full", "example")
 STEPS = 60

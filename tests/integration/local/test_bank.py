@@ -443,11 +443,11 @@ def test_sigterm_ends_it_although_a_fault_holds_a_call_open(
 
 
 class Callback:
-    """A real HTTP server that takes statements; it refuses the first `refuse` of them."""
+    """A real HTTP server that takes statements, or refuses them as long as `refuses` is set."""
 
-    def __init__(self, refuse: int = 0) -> None:
+    def __init__(self, *, refuses: bool = False) -> None:
         self.received: list[tuple[str | None, bytes]] = []
-        left = [refuse]
+        self.refuses = refuses
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(handler) -> None:  # noqa: N805
@@ -457,8 +457,7 @@ class Callback:
                 assert b'name="statement_file"' in part
                 content = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
                 self.received.append((handler.headers["Authorization"], content))
-                handler.send_response(503 if left[0] > 0 else 202)
-                left[0] -= 1
+                handler.send_response(503 if self.refuses else 202)
                 handler.end_headers()
 
             def log_message(handler, *arguments: Any) -> None:  # noqa: N805
@@ -552,17 +551,18 @@ def test_full_statements_follow_one_another_and_example_statements_do_not(
 def test_a_statement_is_pushed_until_it_is_acknowledged_also_over_a_sigkill(
     bank: BankAdmin, process: SimulatorProcess, wire: Callable[[Profile], Wire], profile: Profile
 ) -> None:
-    with Callback(refuse=3) as callback:
+    with Callback(refuses=True) as callback:
         bank.set_statements(profile, callback_url=callback.url, token="secret", push_after_ms=0)
         block = wire(profile).block(1000)
         wire(profile).post("/initiate_payment", [payment(block, 1)], "pay")
         wait_for(lambda: len(callback.received) >= 2)
         process.kill()
         assert not bank_says_acknowledged(process, profile)
+        callback.refuses = False
         wait_for(lambda: bank.statements(profile)[0]["acknowledged"])
         assert {authorization for authorization, _ in callback.received} == {"Bearer secret"}
         assert {content for _, content in callback.received} == {bank.statement_content(profile, 1)}
-        assert len(callback.received) >= 4
+        assert len(callback.received) >= 3
         assert bank.account(profile, "SPONSOR")["unstated_lines"] == 0
         assert len(bank.statements(profile)) == 1
 

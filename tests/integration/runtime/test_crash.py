@@ -15,6 +15,7 @@ from tests.support.process import Process
 from tests.support.stacks import Databases
 from tests.support.world import Kafka, World
 
+pytestmark = pytest.mark.xdist_group(__name__)  # its processes are started together
 IN, OUT = "probe.in.v1", "probe.out.v1"
 NOTES, SUBJECTS = 30, 4
 
