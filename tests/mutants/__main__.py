@@ -95,15 +95,15 @@ MUTANTS = [
     Mutant(
         "unknown is not retried: a payment whose answer was lost is sent again",
         "services/funds/calls.py",
-        "if claim.ambiguous and bank is not None and bank.capabilities.dispatch is Repeat.ONCE:",
+        "if claim.ambiguous and bank.capabilities.dispatch is Repeat.ONCE:",
         "if claim.ambiguous and bank is None:",
         (f"{CRASH}[call.after_claim-dispatch-example]",),
     ),
     Mutant(
         "unknown is not retried: a block whose answer was lost is asked for again",
         "services/funds/calls.py",
-        "elif claim.ambiguous and bank.capabilities.block is Repeat.ONCE:",
-        "elif claim.ambiguous and bank is None:",
+        "elif claim.ambiguous and payer[0].capabilities.block is Repeat.ONCE:",
+        "elif claim.ambiguous and payer[0] is None:",
         (f"{CRASH}[call.after_answer-block-example]",),
     ),
     Mutant(
