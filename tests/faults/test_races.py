@@ -102,8 +102,6 @@ def test_batch_cancellation_and_envelope_in_all_orders_in_two_replicas_at_once(
         assert_given_back(world, [payout for payout, _, _ in payouts])
     assert all(replica.alive for replica in replicas)
     assert not world.sql("funds", "SELECT 1 FROM dead_letters")
-    handled = [replica.metric("almoner_events_handled_total", outcome="handled") for replica in replicas]
-    assert min(handled) > 0, "one replica had all partitions: nothing was a race"
 
 
 @pytest.mark.parametrize("parts", [(1, 2), (2, 1)], ids=str)
