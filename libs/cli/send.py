@@ -36,18 +36,21 @@ class Publisher:
 
     def submit(self, name: str, key: str, data: EventData) -> str:
         """Publish a submission; its id is derived from its content, so that the same file again is the same submission."""
-        body = data.model_dump_json().encode()
-        event_id = str(derived_id(data.TYPE, self._source, hashlib.sha256(body).hexdigest()))
-        self._publish(name, key, data, body, event_id)
+        return self.submit_encoded(name, key, type(data), data.model_dump_json().encode())
+
+    def submit_encoded(self, name: str, key: str, model: type[EventData], body: bytes) -> str:
+        """The same for the JSON of a model."""
+        event_id = str(derived_id(model.TYPE, self._source, hashlib.sha256(body).hexdigest()))
+        self._publish(name, key, model, body, event_id)
         return event_id
 
     def command(self, name: str, key: str, command: Command) -> str:
         event_id = str(uuid4())  # the same command given twice is two commands
-        self._publish(name, key, command, command.model_dump_json().encode(), event_id)
+        self._publish(name, key, type(command), command.model_dump_json().encode(), event_id)
         return event_id
 
-    def _publish(self, name: str, key: str, data: EventData, body: bytes, event_id: str) -> None:
-        headers = headers_for(type(data), event_id=event_id, source=self._source, time=utc_now(), cause=None)
+    def _publish(self, name: str, key: str, model: type[EventData], body: bytes, event_id: str) -> None:
+        headers = headers_for(model, event_id=event_id, source=self._source, time=utc_now(), cause=None)
         while True:
             try:
                 self._producer.produce(

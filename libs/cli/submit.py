@@ -131,15 +131,18 @@ def with_progress(items: Iterator[Disbursement], count: int, quiet: bool) -> Ite
 def publish(publisher: Publisher, event: EnvelopeSubmitted, items: Iterator[Disbursement]) -> dict[str, int]:
     """Publish an envelope and its disbursements; returns their ids with chunk numbers (0: the envelope). The caller flushes."""
     ids = {publisher.submit("ingestion.inbox-envelopes.v1", event.envelope_id, event): 0}
-    number = 0
-    while chunk := list(islice(items, CHUNK_ITEMS)):
-        number += 1
-        control = totals(chunk)
-        added = DisbursementsAdded.model_construct(
-            envelope_id=event.envelope_id, items=chunk, count=control["count"], total_minor=control["total_minor"]
-        )
+    for number, added in enumerate(chunks_of(event.envelope_id, items), 1):
         ids[publisher.submit("ingestion.inbox-disbursements.v1", f"{event.envelope_id}/{number}", added)] = number
     return ids
+
+
+def chunks_of(envelope_id: str, items: Iterator[Disbursement]) -> Iterator[DisbursementsAdded]:
+    """The events which add these disbursements to an envelope."""
+    while chunk := list(islice(items, CHUNK_ITEMS)):
+        control = totals(chunk)
+        yield DisbursementsAdded.model_construct(
+            envelope_id=envelope_id, items=chunk, count=control["count"], total_minor=control["total_minor"]
+        )
 
 
 def collect(answers: Answers, ids: dict[str, int], currency: str) -> Outcome:

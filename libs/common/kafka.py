@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, Producer
 from libs.common.errors import Fatal
 
 PREFIX = "ALMONER_KAFKA_"
+DURABLE: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}  # of every producer, whatever the environment says
 
 
 def connection(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -25,8 +26,6 @@ def producer(client_id: str, environ: Mapping[str, str] = os.environ, **override
     """Idempotent, acknowledged by all in-sync replicas, keys on the partitions that Java's clients choose."""
     return Producer(
         {
-            "enable.idempotence": True,
-            "acks": "all",
             "compression.type": "zstd",
             "partitioner": "murmur2_random",
             "linger.ms": 2,
@@ -36,6 +35,7 @@ def producer(client_id: str, environ: Mapping[str, str] = os.environ, **override
             "client.id": client_id,
             **connection(environ),
             **overrides,
+            **DURABLE,
         }
     )
 

@@ -139,7 +139,7 @@ class Statements:
         statement = store.statement(tx, UUID(subject))
         if statement.state != "READING":
             return
-        entries = mt940.entries(mt940.text_lines(self._from(tx, statement), statement.next_byte), statement.end_byte)
+        entries = mt940.entries(self._from(tx, statement), statement.next_byte, statement.end_byte)
         chunk = statement.chunks_read
         unparsable = 0
         out: list[Outgoing] = []

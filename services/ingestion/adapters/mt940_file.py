@@ -18,6 +18,7 @@ from libs.common.money import MoneyError, scale, to_minor
 
 MAX_LINE_BYTES = 2_000  # of text; what is longer is no MT940
 MAX_NARRATIVES = 20
+_MAX_ENTRY_BYTES = 2 * MAX_NARRATIVES * MAX_LINE_BYTES
 _MAX_FIELD_61 = 300  # characters; the library's pattern takes quadratic time on hostile ones
 _MAX_REFERENCE = 35
 
@@ -25,6 +26,10 @@ _MAX_REFERENCE = 35
 _LINE = tags.StatementGLS()
 _OPENING = tags.FinalOpeningBalance()
 _NUMBER = tags.StatementNumber()
+_BOM = b"\xef\xbb\xbf"
+_BEGINNINGS = (b":20:", b":25:", b":60", b":61:", b":62")
+_ENTRY = b"\n:61:"
+_OF_LINES = (b":61:", b":86:")
 _TAG = re.compile(rb":(\d\d[A-Z]?|NS):")
 _TYPE = re.compile(r"[NSF][A-Z0-9]{3}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
@@ -70,51 +75,71 @@ class Unreadable(ValueError):
     """A line that is not MT940; the text says why and holds nothing of its content."""
 
 
-def text_lines(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(first byte, line without its end) of consecutive pieces of a file, the first of which begins at byte `start`.
+def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, list[bytes]]]:
+    """(first byte, lines without their LF) of consecutive pieces of a file, the first of which begins at byte `start`.
 
-    A line over MAX_LINE_BYTES comes clipped, so that a file without line ends costs no memory."""
+    By blocks, since a statement has a million lines. A line over MAX_LINE_BYTES comes clipped and in a block of its own, so
+    that a file without line ends costs no memory and the byte of every other line is the sum of those before it."""
     begun, size = b"", 0  # of a line that goes on in the next piece
     for piece in pieces:
-        lines = piece.split(b"\n")
-        for line in lines[:-1]:
-            if size:
-                line, length = (begun + line)[:MAX_LINE_BYTES], size + len(line)
-                begun, size = b"", 0
-            else:
-                length = len(line)
-            yield start, line[:MAX_LINE_BYTES].rstrip(b"\r")
-            start += length + 1
-        begun = (begun + lines[-1])[:MAX_LINE_BYTES]
-        size += len(lines[-1])
+        if size:
+            rest, newline, piece = piece.partition(b"\n")
+            begun = (begun + rest)[:MAX_LINE_BYTES]
+            size += len(rest)
+            if not newline:
+                continue
+            yield start, [begun]
+            start += size + 1
+        *lines, last = piece.split(b"\n")
+        if lines and max(map(len, lines)) > MAX_LINE_BYTES:
+            for line in lines:
+                yield start, [line[:MAX_LINE_BYTES]]
+                start += len(line) + 1
+        elif lines:
+            yield start, lines
+            start += len(piece) - len(last)
+        begun, size = last[:MAX_LINE_BYTES], len(last)
     if size:
-        yield start, begun.rstrip(b"\r")
+        yield start, [begun]
 
 
 def scan(pieces: Iterable[bytes]) -> list[Head]:
     """The statements of a file: a cheap first pass. Never raises; a statement that can't be used has a fault."""
     heads: list[Head] = []
     content = _Digest()
-    head: Head | None = None
     end = 0
-    for start, line in text_lines(pieces):
-        if start == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        end = start + 1
-        if line.startswith(b":20:") or (head is None and line.startswith((b":25:", b":60", b":61:", b":62"))):
-            if head is not None:
-                head.end, head.digest = start, content.value()
-            head = Head(start)
-            heads.append(head)
-            content = _Digest()
-        if head is not None:
-            content.add(line)
-            if line.startswith(b":61:"):
-                head.lines += 1
-            elif line.startswith(b":"):
-                _read_head(head, line)
-    if head is not None:
-        head.end, head.digest = end, content.value()
+    for start, lines in blocks(pieces):
+        if start == 0 and lines[0].startswith(_BOM):
+            lines[0] = lines[0].removeprefix(_BOM)
+            start = len(_BOM)
+        first = 0 if heads else next((n for n, line in enumerate(lines) if line.startswith(_BEGINNINGS)), len(lines))
+        # Looked at are the lines which begin a statement or say something of it, not its thousands of payments.
+        marks = [n for n, line in enumerate(lines) if line[:1] == b":" and (line[:4] not in _OF_LINES or n == first)]
+        at, place = 0, start
+        for n in (*marks, len(lines)):
+            skipped = lines[at:n]
+            if heads:
+                content.add(skipped)
+                heads[-1].lines += [line[:4] for line in skipped].count(b":61:")
+            place += sum(map(len, skipped)) + len(skipped)
+            if n == len(lines):
+                break
+            line, at = lines[n], n + 1
+            if line.startswith(b":20:") or (not heads and line.startswith(_BEGINNINGS)):
+                if heads:
+                    heads[-1].end, heads[-1].digest = place, content.value()
+                heads.append(Head(place))
+                content = _Digest()
+            if heads:
+                content.add([line])
+                if line.startswith(b":61:"):
+                    heads[-1].lines += 1
+                else:
+                    _read_head(heads[-1], line)
+            place += len(line) + 1
+        end = place
+    if heads:
+        heads[-1].end, heads[-1].digest = end, content.value()
     for found in heads:
         found.fault = _fault(found)
     return heads
@@ -127,12 +152,10 @@ class _Digest:
         self._hash = hashlib.blake2b(digest_size=16)
         self._lines: list[bytes] = []
 
-    def add(self, line: bytes) -> None:
-        line = line.rstrip()
-        if line and line != b"-" and not line.startswith((b"-}", b"{")):
-            self._lines.append(line)
-            if len(self._lines) >= 1000:
-                self._flush()
+    def add(self, lines: Iterable[bytes]) -> None:
+        self._lines += [line for line in map(bytes.rstrip, lines) if line and (line[0] not in b"-{" or _counts(line))]
+        if len(self._lines) >= 1000:
+            self._flush()
 
     def _flush(self) -> None:
         self._hash.update(b"\n".join([*self._lines, b""]))
@@ -141,6 +164,10 @@ class _Digest:
     def value(self) -> str:
         self._flush()
         return self._hash.hexdigest()
+
+
+def _counts(line: bytes) -> bool:
+    return line != b"-" and not line.startswith((b"-}", b"{"))
 
 
 def _read_head(head: Head, line: bytes) -> None:
@@ -195,31 +222,53 @@ def _fault(head: Head) -> tuple[str, str] | None:
     return None
 
 
-def entries(lines: Iterable[tuple[int, bytes]], end: int) -> Iterator[Entry]:
-    """The `:61:` of a statement up to byte `end`, each with the narratives of its `:86:`."""
-    entry: Entry | None = None
-    into: list[str] | None = None  # what the next line of text belongs to
-    for start, line in lines:
-        if start >= end:
+def entries(pieces: Iterable[bytes], start: int, end: int) -> Iterator[Entry]:
+    """The `:61:` of a statement up to byte `end` of its file, each with the narratives of its `:86:`. The pieces begin at
+    byte `start`. Nearly all are cut out whole; what is not in the usual form is read line by line."""
+    for place, content in _cut(pieces, start, end):
+        text = _text(content)
+        field, _, narrative = text.partition("\n:86:")
+        if "\n" in field or "\n:" in narrative or "\n-" in narrative or len(content) > MAX_LINE_BYTES:
+            yield _read_entry(place, content)
+        else:
+            yield Entry(place, [field.rstrip()], narrative.replace("\r\n", "\n").split("\n") if narrative else [])
+
+
+def _cut(pieces: Iterable[bytes], start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(its first byte, what follows `:61:` up to the next one)."""
+    rest, begin = b"\n", start - 1  # the first entry may begin the first piece
+    place: int | None = None  # of the entry in `rest`
+    for piece in pieces:
+        *whole, rest = (rest + piece[: max(0, end - begin - len(rest))]).split(_ENTRY)
+        for content in whole:
+            if place is not None:
+                yield place, content
+            begin += len(content) + len(_ENTRY)
+            place = begin - len(_ENTRY) + 1
+        if len(rest) > _MAX_ENTRY_BYTES:  # no entry is so long, and nobody's memory is to hold it
+            clipped = rest[:_MAX_ENTRY_BYTES] + b"?" + rest[-len(_ENTRY) :]
+            begin += len(rest) - len(clipped)
+            rest = clipped
+        if begin + len(rest) >= end:
             break
-        if line[:1] == b":" and _TAG.match(line):
-            if line.startswith(b":86:"):
-                into = entry.narratives if entry is not None else None
-                if into is not None:
-                    into.append(_text(line[4:]))
-                continue
-            if entry is not None:
-                yield entry
-            entry, into = None, None
-            if line.startswith(b":61:"):
-                entry = Entry(start, [_text(line[4:])])
-                into = entry.fields
-        elif line == b"-" or line.startswith(b"-}"):
+    if place is not None:
+        yield place, rest
+
+
+def _read_entry(place: int, content: bytes) -> Entry:
+    first, *lines = content.split(b"\n")
+    entry = Entry(place, [_text(first[:MAX_LINE_BYTES])])
+    into: list[str] | None = entry.fields  # what the next line of text belongs to
+    for line in lines:
+        if line.startswith(b":86:"):
+            into, line = entry.narratives, line[4:]
+        elif line[:1] == b":" and _TAG.match(line):
+            break
+        elif line.rstrip() == b"-" or line.startswith(b"-}"):
             into = None
-        elif into is not None and len(into) < MAX_NARRATIVES:
-            into.append(_text(line))
-    if entry is not None:
-        yield entry
+        if into is not None and len(into) < MAX_NARRATIVES:
+            into.append(_text(line[:MAX_LINE_BYTES]))
+    return entry
 
 
 def parse(entry: Entry, currency: str) -> Line:

@@ -1,5 +1,6 @@
 """MT940 files: what is read, and that nothing in them can break the reader."""
 
+from collections.abc import Iterable
 from datetime import date
 
 import pytest
@@ -31,10 +32,14 @@ def text(lines: list[bank.Line], account: str = "DE02 1234", currency: str = "EU
 
 
 def read(data: bytes, piece_bytes: int = 1_000_000) -> list[tuple[mt940.Head, list[mt940.Entry]]]:
-    pieces = [data[i : i + piece_bytes] for i in range(0, len(data), piece_bytes)]
     return [
-        (head, list(mt940.entries(mt940.text_lines([data[head.start :]], head.start), head.end))) for head in mt940.scan(pieces)
+        (head, list(mt940.entries(pieces_of(data, piece_bytes, head.start), head.start, head.end)))
+        for head in mt940.scan(pieces_of(data, piece_bytes))
     ]
+
+
+def pieces_of(data: bytes, piece_bytes: int, start: int = 0) -> list[bytes]:
+    return [data[i : i + piece_bytes] for i in range(start, len(data), piece_bytes)]
 
 
 def test_reads_a_statement_of_the_simulated_bank() -> None:
@@ -77,7 +82,7 @@ def test_amounts_by_the_scale_of_the_currency(currency: str, minor: int, shown: 
 
 
 def test_long_references_are_not_cut_into_those_of_others() -> None:
-    [entry] = mt940.entries([(0, b":61:2611211121D1,00NTRFREF0000000000001X99//BANK1")], 1)
+    [entry] = mt940.entries([b":61:2611211121D1,00NTRFREF0000000000001X99//BANK1"], 0, 100)
     assert mt940.parse(entry, "EUR").customer_reference == "REF0000000000001X99"
     assert mt940.parse(entry, "EUR").bank_reference == "BANK1"
 
@@ -101,7 +106,7 @@ def test_long_references_are_not_cut_into_those_of_others() -> None:
     ],
 )
 def test_bad_lines_are_told_apart(field: bytes) -> None:
-    [entry] = mt940.entries([(0, b":61:" + field)], 1)
+    [entry] = mt940.entries([b":61:" + field], 0, 10_000)
     with pytest.raises(mt940.Unreadable) as error:
         mt940.parse(entry, "EUR")
     assert "REF" not in str(error.value)  # nothing of the content
@@ -162,15 +167,44 @@ def test_any_bytes(parts: list[bytes], piece_bytes: int) -> None:
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20), st.integers(1, 20))
-def test_text_lines_do_not_depend_on_the_pieces(lines: list[bytes], piece_bytes: int) -> None:
+def test_lines_do_not_depend_on_the_pieces(lines: list[bytes], piece_bytes: int) -> None:
     data = b"\n".join(lines)
-    pieces = [data[i : i + piece_bytes] for i in range(0, len(data), piece_bytes)]
-    whole = list(mt940.text_lines([data])) if data else []
-    assert list(mt940.text_lines(pieces)) == whole
-    assert all(data[start : start + len(line)] == line for start, line in whole)
+    found = placed(mt940.blocks(pieces_of(data, piece_bytes)))
+    assert found == (placed(mt940.blocks([data])) if data else [])
+    assert all(data[start : start + len(line)] == line for start, line in found)
+
+
+def placed(blocks: Iterable[tuple[int, list[bytes]]]) -> list[tuple[int, bytes]]:
+    """(first byte, line) of every line."""
+    found = []
+    for start, lines in blocks:
+        for line in lines:
+            found.append((start, line))
+            start += len(line) + 1
+    return found
 
 
 def test_a_file_without_line_ends_costs_no_memory() -> None:
     pieces = [b":20:" + b"x" * 1_000_000] * 20
-    [(_, line)] = mt940.text_lines(pieces)
+    [(_, [line])] = mt940.blocks(pieces)
     assert len(line) == mt940.MAX_LINE_BYTES
+
+
+@given(
+    st.lists(st.sampled_from([b":61:1", b":86:n", b"x" * 5, b"y" * 3000, b":20:R", b":62F:", b"", b"-"])), st.integers(1, 4000)
+)
+def test_long_lines_do_not_move_the_others(lines: list[bytes], piece_bytes: int) -> None:
+    data = b"\n".join(lines)
+    for head, entries in read(data, piece_bytes):
+        assert all(data[entry.start :].startswith(b":61:") for entry in entries)
+        assert len(entries) == head.lines
+        assert head.start == 0 or data[head.start - 1 : head.start] == b"\n"
+
+
+@pytest.mark.parametrize("piece_bytes", [1000, 79_999, 1_000_000])
+def test_an_endless_entry_costs_no_memory_and_moves_nothing(piece_bytes: int) -> None:
+    one, two = b":61:1\n:86:" + b"n\n" * 60_000, b":61:2"
+    first, second = mt940.entries(pieces_of(one + two, piece_bytes), 0, 1_000_000)
+    assert (first.start, second.start) == (0, len(one))
+    assert first.narratives == ["n"] * mt940.MAX_NARRATIVES
+    assert second.fields == ["2"]
