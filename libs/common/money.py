@@ -1,6 +1,7 @@
 """Money is an integer of minor units and an ISO 4217 code; decimal text exists only at the edges (files, banks, people)."""
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 
 MAX_MINOR = 2**63 - 1  # what a bigint column holds
@@ -57,12 +58,16 @@ def to_decimal(minor: int, currency: str) -> Decimal:
 
 
 def to_text(minor: int, currency: str) -> str:
-    """The same as text, for amounts by the thousand. 10025, "EUR" -> "100.25"; 7, "JPY" -> "7". Not for negative amounts."""
+    """The same as text. 10025, "EUR" -> "100.25"; 7, "JPY" -> "7". Not for negative amounts."""
+    return to_texts([minor], currency)[0]
+
+
+def to_texts(minors: Sequence[int], currency: str) -> list[str]:
+    """The same for many."""
     decimals = scale(currency)
     if not decimals:
-        return str(minor)
-    digits = str(minor).rjust(decimals + 1, "0")
-    return f"{digits[:-decimals]}.{digits[-decimals:]}"
+        return list(map(str, minors))
+    return [f"{digits[:-decimals]}.{digits[-decimals:]}" for digits in (str(minor).zfill(decimals + 1) for minor in minors)]
 
 
 def checked(minor: int) -> int:

@@ -265,9 +265,16 @@ class Dispatch(_Call):
         references = domain.references(request.incarnation, instruction, [row.position for row in request.payments])
         programme = domain.swift(header.programme.mnemonic or header.programme.id)
         cycle = domain.swift(header.cycle.mnemonic or header.cycle.id)
+        mine = [people[row.disbursement_id] for row in request.payments]
+        names = domain.swift_lines([person.get("name") or "." for person in mine], 70)
+        told = domain.swift_lines([person.get("narrative") or "." for person in mine])
+        beneficiaries = domain.swift_lines([row.beneficiary_id for row in request.payments])
+        disbursements = domain.swift_lines([row.disbursement_id for row in request.payments])
         return [
-            _payment(row, reference, people[row.disbursement_id], programme, cycle)
-            for row, reference in zip(request.payments, references, strict=True)
+            _payment(row.amount_minor, name, person, (narrative, programme, cycle, beneficiary, reference, disbursement))
+            for row, person, reference, name, narrative, beneficiary, disbursement in zip(
+                request.payments, mine, references, names, told, beneficiaries, disbursements, strict=True
+            )
         ]
 
     def settle(self, tx: Tx, settled: Settled) -> None:
@@ -373,28 +380,25 @@ class Release(_Call):
         self._advance(tx, claim, envelope_id, cause)
 
 
-def _payment(row: Any, reference: str, person: Mapping[str, str], programme: str, cycle: str) -> Payment:
-    swift = domain.swift
+def _payment(
+    amount_minor: int, name: str, person: Mapping[str, str], narratives: tuple[str, str, str, str, str, str]
+) -> Payment:
+    get = person.get
+    kind = get("fa_type", "")
+    provider = get("wallet_provider_name", "")
     return Payment(
-        reference=reference,
-        amount_minor=row.amount_minor,
-        name=swift(person.get("name", ""), 70),
-        account_number=person.get("account_number", ""),
-        account_type=person.get("fa_type", ""),
-        bank_code=person.get("bank_code", ""),
-        branch_code=person.get("branch_code", ""),
-        mobile_number=person.get("mobile_number", ""),
-        mobile_provider=person.get("wallet_provider_name", "") if person.get("fa_type") == "MOBILE_WALLET" else "",
-        email=person.get("email_address", ""),
-        email_provider=person.get("wallet_provider_name", "") if person.get("fa_type") == "EMAIL_WALLET" else "",
-        narratives=(
-            swift(person.get("narrative", "")),
-            programme,
-            cycle,
-            swift(row.beneficiary_id),
-            reference,
-            swift(row.disbursement_id),
-        ),
+        narratives[4],
+        amount_minor,
+        name,
+        get("account_number", ""),
+        kind,
+        get("bank_code", ""),
+        get("branch_code", ""),
+        get("mobile_number", ""),
+        provider if kind == "MOBILE_WALLET" else "",
+        get("email_address", ""),
+        provider if kind == "EMAIL_WALLET" else "",
+        narratives,
     )
 
 

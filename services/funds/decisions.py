@@ -10,7 +10,7 @@ from uuid import UUID
 from libs.common import jobs, workqueue
 from libs.common.commands import CommandRefused
 from libs.common.contracts import funds, operator
-from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, EnvelopeHeader, totals
+from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, EnvelopeHeader, amounts, totals
 from libs.common.contracts.ingestion import NotCancelled
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
@@ -459,24 +459,23 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
     """PaymentsDispatched for each instruction, of what is live in it."""
     if not instructions:
         return
-    rows = store.payments_of(tx, instructions)
-    headers = {
-        row.instruction: row
-        for row in tx.rows(
-            """SELECT i.instruction, i.incarnation, b.header FROM instructions i JOIN batches b USING (batch_id)
-           WHERE i.instruction = ANY(%(ids)s::bigint[])""",
-            ids=list(instructions),
-        )
-    }
-    grouped = defaultdict(list)
-    for row in rows:
-        grouped[row.instruction].append(Amount(disbursement_id=row.disbursement_id, amount_minor=row.amount_minor))
+    grouped: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for number, _, amount_minor, disbursement_id, _ in store.payments_of(tx, instructions):
+        grouped[number].append((disbursement_id, amount_minor))
+    rows = tx.rows(
+        """SELECT i.instruction, i.incarnation, b.header FROM instructions i JOIN batches b USING (batch_id)
+           WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction""",
+        ids=list(instructions),
+    )
     events = []
-    for number, items in sorted(grouped.items()):
-        header = BatchHeader.model_validate_json(headers[number].header)
-        body = funds.PaymentsDispatched(header=header, instruction=number, items=items, **totals(items))
-        because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
-        events.append(outgoing(body, header.batch_id, because, headers[number].incarnation, number))
+    for row in rows:
+        if row.instruction in grouped:
+            header = BatchHeader.model_validate_json(row.header)
+            body = funds.PaymentsDispatched.model_validate(
+                {"header": header, "instruction": row.instruction, **amounts(grouped[row.instruction])}
+            )
+            because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
+            events.append(outgoing(body, header.batch_id, because, row.incarnation, row.instruction))
     outbox.append(tx, events)
 
 

@@ -44,12 +44,23 @@ def references(incarnation: int, instruction: int, positions: Iterable[int]) -> 
 
 def decode_reference(text: str) -> tuple[int, int, int] | None:
     """(incarnation, instruction, position), or None if we never issued such a reference."""
-    if len(text) != 16 or text[0] != _VERSION or not text.isalnum() or not text.isascii() or text != text.upper():
+    if len(text) != 16 or (head := _decoded_head(text[:10])) is None:
         return None
-    incarnation, instruction, position = int(text[1:3], 36), int(text[3:10], 36), int(text[10:12], 36)
-    if (_seed(text[:10]) + position * 104_729) % _CHECKS != int(text[12:], 36):
+    incarnation, instruction, seed = head
+    try:
+        position = _NUMBERS[text[10:12]]
+        check = _NUMBERS[text[12:14]] * 36**2 + _NUMBERS[text[14:16]]
+    except KeyError:
         return None
-    return incarnation, instruction, position
+    return (incarnation, instruction, position) if (seed + position * 104_729) % _CHECKS == check else None
+
+
+@lru_cache(maxsize=4096)  # the lines of a statement name few instructions, a thousand times each
+def _decoded_head(head: str) -> tuple[int, int, int] | None:
+    """(incarnation, instruction, seed of the checks) of a reference's first ten characters."""
+    if head[0] != _VERSION or not set(head) <= set(_DIGITS):
+        return None
+    return int(head[1:3], 36), int(head[3:10], 36), _seed(head)
 
 
 def _base36(number: int, width: int) -> str:
@@ -63,9 +74,9 @@ def _base36(number: int, width: int) -> str:
 
 
 _PAIRS = [_base36(number, 2) for number in range(36**2)]
+_NUMBERS = {pair: number for number, pair in enumerate(_PAIRS)}
 
 
-@lru_cache(maxsize=4096)  # the lines of a statement name few instructions, a thousand times each
 def _seed(head: str) -> int:
     # MD5 because PostgreSQL has it too (the views show references); it guards against mistakes, not against people.
     return int(hashlib.md5(head.encode(), usedforsecurity=False).hexdigest()[:12], 16)
@@ -73,8 +84,10 @@ def _seed(head: str) -> int:
 
 # --- What goes to a bank ------------------------------------------------------------------------------------------------
 
-_SWIFT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ ")
+_SWIFT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ "
+_SWIFT_BYTES = _SWIFT.encode() + b"\n"
 _ALREADY_SWIFT = re.compile(r"[A-Za-z0-9/?().,'+](?:[A-Za-z0-9/?:().,'+ -]*[A-Za-z0-9/?:().,'+-])?")
+_NOT_YET = re.compile(r"\n[\n:\- ]| \n")  # in lines between line breaks: empty, with a mark or a space where none may be
 _NARRATIVE_CHARACTERS = 65
 
 
@@ -83,11 +96,25 @@ def swift(text: str, longest: int = _NARRATIVE_CHARACTERS) -> str:
 
     A line break in a narrative could otherwise forge a statement line."""
     if len(text) <= longest and _ALREADY_SWIFT.fullmatch(text):
-        return text  # as nearly all are
+        return text
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     clean = "".join(c if c in _SWIFT else " " if c.isspace() else "?" for c in text).strip()
     return clean.lstrip(":- ")[:longest].rstrip() or "."
+
+
+def swift_lines(texts: Sequence[str], longest: int = _NARRATIVE_CHARACTERS) -> Sequence[str]:
+    """The same for each of many; nearly all lists are of that form already, which is seen at one look."""
+    joined = "\n" + "\n".join(texts) + "\n"
+    if (
+        joined.count("\n") == len(texts) + 1
+        and joined.isascii()
+        and not joined.encode().translate(None, _SWIFT_BYTES)
+        and max(map(len, texts), default=0) <= longest
+        and not _NOT_YET.search(joined)
+    ):
+        return texts
+    return [swift(text, longest) for text in texts]
 
 
 # --- What a statement line means ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from uuid import UUID
 from libs.common import jobs, workqueue
 from libs.common.commands import CommandRefused
 from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
-from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, Item, Unresolved, totals
+from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, Item, Unresolved, amounts, totals
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, Outgoing, outgoing
@@ -22,6 +22,7 @@ from services.funds.ports import Bank
 FUNDS_DUE_JOB = "funds-due"
 ADVANCE = "advance"
 STATEMENT = "statement"
+_SETTLE_SECONDS = 1.0  # lines come in many chunks, and whoever decides stops those who fold
 
 
 @dataclass
@@ -119,10 +120,10 @@ class Handlers:
 
     def _tombstoned(
         self, tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]], context: Any
-    ) -> set[tuple[UUID, str]]:
+    ) -> dict[UUID, set[str]]:
         marked = [event.data for event in events if context[event.data.header.envelope_id].has_tombstones]
         if not marked:
-            return set()
+            return {}
         ids = [item.disbursement_id for data in marked for item in (*data.items, *data.unresolved)]
         return store.tombstoned(tx, list({data.header.envelope_id for data in marked}), ids)
 
@@ -140,24 +141,29 @@ class Handlers:
         self,
         event: Event[resolution.BatchAddressesResolved],
         envelope: Any,
-        dead: set[tuple[UUID, str]],
-        seen: dict[tuple[UUID, str], str],
+        dead: dict[UUID, set[str]],
+        seen: dict[UUID, dict[str, str]],
         intake: _Intake,
     ) -> None:
         data, header = event.data, event.data.header
         envelope_id, batch_id = header.envelope_id, header.batch_id
         in_block = envelope.block is not None
+        tombstones = dead.get(envelope_id, set())
+        before = seen.setdefault(batch_id, {})
         payable: list[Item] = []
         cancelled: list[Item] = []
         held: list[AmountWithReason] = []
         first_seen = [0, 0]
-        for item in (*data.items, *data.unresolved):
-            state = seen.get((batch_id, item.disbursement_id))
+        rest: Sequence[Item] = (*data.items, *data.unresolved)
+        if not (before or tombstones or envelope.cancelling):  # as nearly always: whoever is resolved can be paid
+            payable, rest = list(data.items), data.unresolved
+            first_seen = [data.count, data.total_minor]
+        for item in rest:
+            state = before.get(item.disbursement_id)
             resolved = not isinstance(item, Unresolved)
             if state is None:
-                first_seen[0] += 1
-                first_seen[1] += item.amount_minor
-                if envelope.cancelling or (envelope_id, item.disbursement_id) in dead:
+                first_seen = [first_seen[0] + 1, first_seen[1] + item.amount_minor]
+                if envelope.cancelling or item.disbursement_id in tombstones:
                     cancelled.append(item)
                 elif not isinstance(item, Unresolved):
                     payable.append(item)
@@ -173,9 +179,9 @@ class Handlers:
             elif state in ("RELEASING", "RELEASED") and resolved:
                 intake.unblocked.append((envelope_id, item.disbursement_id))
         # The next part of the same batch may be in the same run.
-        seen |= {(batch_id, i.disbursement_id): "HELD" for i in held}
-        seen |= {(batch_id, i.disbursement_id): "CANCELLED" for i in cancelled}
-        seen |= {(batch_id, i.disbursement_id): "PAYMENT" for i in payable}
+        before |= {i.disbursement_id: "HELD" for i in held}
+        before |= {i.disbursement_id: "CANCELLED" for i in cancelled}
+        before |= {i.disbursement_id: "PAYMENT" for i in payable}
         intake.cancelled += [(envelope_id, i.disbursement_id, batch_id, i.amount_minor, in_block) for i in cancelled]
         known = intake.arrived.get(batch_id, (header, 0, 0))
         intake.arrived[batch_id] = (header, known[1] + first_seen[0], known[2] + first_seen[1])
@@ -262,41 +268,46 @@ class Handlers:
 
     def _reconcile(self, tx: Tx, event: Event[ingestion.StatementLines]) -> None:
         data = event.data
-        lines, strange = self._decoded(data)
+        lines, strange = _decoded(data)
         named = sorted({line.instruction for line, _ in lines})
         tx.lock_shared(store.lock_keys_of(tx, named))
         instructions = store.instructions_for_update(tx, named)
-        mine = [line for line, incarnation in lines if _issued(instructions.get(line.instruction), incarnation)]
-        strange += [line for line, incarnation in lines if not _issued(instructions.get(line.instruction), incarnation)]
-        payments = {
-            (row.instruction, row.position): row
-            for row in store.payments_named(tx, [(line.instruction, line.position) for line in mine])
-        }
+        # After a restore the same number may stand for something else: did this database issue the reference?
+        issued = {(number, row.incarnation) for number, row in instructions.items()}
+        mine = [line for line, incarnation in lines if (line.instruction, incarnation) in issued]
+        strange += [line for line, incarnation in lines if (line.instruction, incarnation) not in issued]
+        payments = store.payments_named(tx, mine)
         # Sent anew, and yet the first one was made: what is not on its way yet is taken back, then the first one counts.
         anew = [key for key in _debited_keys(mine, payments) if payments[key].held_state == "PAYING"]
         retired = store.supersede(tx, anew) if anew else set()
+        blocked = {number for number, row in instructions.items() if row.live_block is not None}
+        currencies = {number: row.currency for number, row in instructions.items()}
         known = {
             key: domain.Known(
                 row.amount_minor,
-                instructions[key[0]].currency,
+                currencies[key[0]],
                 row.debit,
                 row.reversal,
-                bool(row.cancelled),
+                row.cancelled,
                 row.held_state in ("PAYING", "SUPERSEDED") and key not in retired,
-                instructions[key[0]].live_block is not None,
+                key[0] in blocked,
             )
             for key, row in payments.items()
         }
         result = domain.reconcile(mine, data.currency, known)
         result.exceptions += [(line, "UNKNOWN_REFERENCE") for line in strange]
         self._store_facts(tx, event, result, instructions, payments)
-        references = {line.line: line.customer_reference for line in data.lines}
+        self._store_exceptions(tx, data, result.exceptions)
+
+    @staticmethod
+    def _store_exceptions(tx: Tx, data: ingestion.StatementLines, found: Sequence[tuple[domain.Line, str]]) -> None:
+        references = {line.line: line.customer_reference for line in data.lines} if found else {}
         store.add_exceptions(
             tx,
             [
                 (data.statement_id, x.statement_line, reason, references[x.statement_line], x.instruction or None)
                 + (x.position if x.instruction else None, x.amount_minor, data.currency, f"{x.mark} line")
-                for x, reason in result.exceptions
+                for x, reason in found
             ]
             + [
                 (data.statement_id, bad.line, "UNPARSABLE_LINE", "", None, None, None, data.currency, bad.reason[:500])
@@ -304,45 +315,30 @@ class Handlers:
             ],
         )
 
-    def _decoded(self, data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, int]], list[domain.Line]]:
-        """Debits and reversals with a reference of ours (and its incarnation), and those without; credits are only counted."""
-        ours: list[tuple[domain.Line, int]] = []
-        strange: list[domain.Line] = []
-        for line in data.lines:
-            if line.mark not in ("D", "RD"):
-                continue
-            decoded = domain.decode_reference(line.fifth_narrative) or domain.decode_reference(line.customer_reference)
-            if decoded is None:
-                strange.append(domain.Line(line.line, line.mark, line.amount_minor, 0, 0, line.bank_reference))
-            else:
-                incarnation, instruction, position = decoded
-                fields = (line.line, line.mark, line.amount_minor, instruction, position, line.bank_reference)
-                ours.append((domain.Line(*fields), incarnation))
-        return ours, strange
-
     def _store_facts(
         self,
         tx: Tx,
         event: Event[ingestion.StatementLines],
         result: domain.Reconciliation,
         instructions: dict[int, Any],
-        payments: dict[tuple[int, int], Any],
+        payments: Mapping[tuple[int, int], store.NamedPayment],
     ) -> None:
         data = event.data
         debits = [(line.instruction, line.position) for line in result.debits]
         reversals = [(line.instruction, line.position) for line in result.reversals]
-        refused = [key for key in debits if payments[key].held_id is not None]
+        refused = [key for key in debits if payments[key].held_state is not None]
         if refused:
             store.end_refusals(tx, refused)
         store.add_facts(
             tx,
+            str(data.statement_id),
             sorted(
-                (line.instruction, line.position, kind, line.bank_reference, data.statement_id, line.statement_line)
+                (line.instruction, line.position, kind, line.bank_reference, line.statement_line)
                 for kind, lines in (("D", result.debits), ("R", result.reversals))
                 for line in lines
             ),
         )
-        overtaken = store.end_early_reversals(tx, debits) if debits else set()
+        overtaken = store.end_early_reversals(tx, debits) if store.has_early_reversals(tx, list(instructions)) else set()
         now_debited = set(debits)
         counting = [key for key in reversals if key in now_debited or payments[key].debit is not None]  # both facts are there
         early = [key for key in reversals if key not in set(counting)]
@@ -350,12 +346,11 @@ class Handlers:
             store.keep_early_reversals(tx, early)
         reversed_now = sorted({*counting, *overtaken})
         per: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # debits, their sum, reversals, their sum
-        for key in debits:
-            per[key[0]][0] += 1
-            per[key[0]][1] += payments[key].amount_minor
-        for key in reversed_now:
-            per[key[0]][2] += 1
-            per[key[0]][3] += payments[key].amount_minor
+        for first, keys in ((0, debits), (2, reversed_now)):
+            for key in keys:
+                counts = per[key[0]]
+                counts[first] += 1
+                counts[first + 1] += payments[key].amount_minor
         store.count_facts(tx, [(n, sums[0], sums[1], sums[2], sums[3]) for n, sums in sorted(per.items())])
         sums = [0, 0]
         for counts in per.values():
@@ -376,7 +371,7 @@ class Handlers:
         self._prove_dispatch(tx, per, instructions, cause)
         for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
             because = Cause(event.id, str(envelope_id), event.traceparent)
-            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=0.5)  # lines come in many chunks
+            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=_SETTLE_SECONDS)
 
     def _prove_dispatch(self, tx: Tx, per: dict[int, list[int]], instructions: dict[int, Any], cause: Cause) -> None:
         """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.
@@ -465,36 +460,53 @@ class Handlers:
         return decisions.settle_unknown(tx, self._outbox, event)
 
 
-def _debited_keys(lines: Sequence[domain.Line], payments: dict[tuple[int, int], Any]) -> list[tuple[int, int]]:
+def _decoded(data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, int]], list[domain.Line]]:
+    """Debits and reversals with a reference of ours (and its incarnation), and those without; credits are only counted."""
+    ours: list[tuple[domain.Line, int]] = []
+    strange: list[domain.Line] = []
+    for line in data.lines:
+        if line.mark not in ("D", "RD"):
+            continue
+        decoded = domain.decode_reference(line.fifth_narrative) or domain.decode_reference(line.customer_reference)
+        if decoded is None:
+            strange.append(domain.Line(line.line, line.mark, line.amount_minor, 0, 0, line.bank_reference))
+        else:
+            incarnation, instruction, position = decoded
+            found = domain.Line(line.line, line.mark, line.amount_minor, instruction, position, line.bank_reference)
+            ours.append((found, incarnation))
+    return ours, strange
+
+
+def _debited_keys(
+    lines: Sequence[domain.Line], payments: Mapping[tuple[int, int], store.NamedPayment]
+) -> list[tuple[int, int]]:
     """The payments which these lines debit for the first time, with the amount that was sent."""
+    if not any(payment.held_state for payment in payments.values()):
+        return []  # only what the bank has refused can be sent anew
     keys = {(line.instruction, line.position): line for line in lines if line.mark == "D"}
     return [
         k for k, x in keys.items() if k in payments and not payments[k].debit and payments[k].amount_minor == x.amount_minor
     ]
 
 
-def _issued(instruction: Any, incarnation: int) -> bool:
-    """Did this database issue the reference? After a restore the same number may stand for something else."""
-    return instruction is not None and instruction.incarnation == incarnation
-
-
 def _payments(
     model: type[funds.Payments],
     keys: Sequence[tuple[int, int]],
     instructions: dict[int, Any],
-    payments: dict[tuple[int, int], Any],
+    payments: Mapping[tuple[int, int], store.NamedPayment],
     cause: Cause,
     place: tuple[object, ...],
     **fields: Any,
 ) -> list[Outgoing]:
     """One event for each instruction; its id derives from the place in the statement, which comes once."""
-    grouped = defaultdict(list)
+    grouped: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for key in keys:
-        grouped[key[0]].append(Amount(disbursement_id=payments[key].disbursement_id, amount_minor=payments[key].amount_minor))
+        payment = payments[key]
+        grouped[key[0]].append((payment.disbursement_id, payment.amount_minor))
     events = []
     for number, items in sorted(grouped.items()):
         header = BatchHeader.model_validate_json(instructions[number].header)
-        body = model(header=header, instruction=number, items=items, **totals(items), **fields)
+        body = model.model_validate({"header": header, "instruction": number, **amounts(items), **fields})
         because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
         events.append(outgoing(body, header.batch_id, because, *place, number))
     return events

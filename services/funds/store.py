@@ -1,7 +1,7 @@
 """Every SQL statement of funds' folds, one function each; sets in, sets out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.engine import Row
@@ -10,6 +10,7 @@ from libs.common.clock import known_time_zone
 from libs.common.contracts.base import BatchHeader, EnvelopeHeader
 from libs.common.db import Tx, lock_key
 from libs.common.errors import Malformed
+from services.funds.domain import Line
 
 Rows = Sequence[Row[Any]]
 
@@ -117,18 +118,22 @@ def intake_context(tx: Tx, envelope_ids: Sequence[UUID]) -> dict[UUID, Row[Any]]
     return {row.envelope_id: row for row in rows}
 
 
-def tombstoned(tx: Tx, envelope_ids: Sequence[UUID], disbursement_ids: Sequence[str]) -> set[tuple[UUID, str]]:
+def tombstoned(tx: Tx, envelope_ids: Sequence[UUID], disbursement_ids: Sequence[str]) -> dict[UUID, set[str]]:
+    """envelope -> those of the disbursements which must never be paid."""
     rows = tx.rows(
         """SELECT envelope_id, disbursement_id FROM tombstones
            WHERE envelope_id = ANY(%(envelopes)s::uuid[]) AND disbursement_id = ANY(%(ids)s::text[])""",
         envelopes=list(envelope_ids),
         ids=list(disbursement_ids),
     )
-    return {(row.envelope_id, row.disbursement_id) for row in rows}
+    found: dict[UUID, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.envelope_id, set()).add(row.disbursement_id)
+    return found
 
 
-def seen_before(tx: Tx, batch_ids: Sequence[UUID]) -> dict[tuple[UUID, str], str]:
-    """(batch, disbursement) -> 'PAYMENT', 'CANCELLED' or the state of its hold, of batches that have come in parts."""
+def seen_before(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, dict[str, str]]:
+    """batch -> disbursement -> 'PAYMENT', 'CANCELLED' or the state of its hold, of batches that have come in parts."""
     rows = tx.rows(
         """SELECT batch_id, disbursement_id, state FROM held WHERE batch_id = ANY(%(ids)s::uuid[])
            UNION ALL SELECT batch_id, disbursement_id, 'CANCELLED' FROM cancelled WHERE batch_id = ANY(%(ids)s::uuid[])
@@ -137,11 +142,11 @@ def seen_before(tx: Tx, batch_ids: Sequence[UUID]) -> dict[tuple[UUID, str], str
         ids=list(batch_ids),
     )
     rank = {"PAYING": 0, "PAYMENT": 1}  # a hold that is still open says more than the payment before it
-    seen: dict[tuple[UUID, str], str] = {}
+    seen: dict[UUID, dict[str, str]] = {}
     for row in rows:
-        key = (row.batch_id, row.disbursement_id)
-        if rank.get(row.state, 2) >= rank.get(seen.get(key, "PAYING"), 2):
-            seen[key] = row.state
+        of_batch = seen.setdefault(row.batch_id, {})
+        if rank.get(row.state, 2) >= rank.get(of_batch.get(row.disbursement_id, "PAYING"), 2):
+            of_batch[row.disbursement_id] = row.state
     return seen
 
 
@@ -296,12 +301,23 @@ def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Ro
     return {row.instruction: row for row in rows}
 
 
-def payments_named(tx: Tx, keys: Sequence[tuple[int, int]]) -> Rows:
-    """The payments that lines name, with all that is known of them: a look-up by primary key for each line, whatever the
-    planner believes of tables which grow by thousands a second (OFFSET 0 keeps it from choosing a scan)."""
-    return tx.rows(
-        """SELECT l.instruction, l.position, p.amount_minor, p.disbursement_id, f.debit, f.reversal, h.held_id,
-                  h.state AS held_state, (c.cancelled IS NOT NULL OR h.state IN ('CANCELLED', 'RELEASING', 'RELEASED')) AS cancelled
+class NamedPayment(NamedTuple):
+    """A payment that lines of a statement name, with all that is known of it."""
+
+    amount_minor: int
+    disbursement_id: str
+    debit: str | None  # bank reference of the debit that confirmed it
+    reversal: str | None
+    held_state: str | None  # where the bank has refused it
+    cancelled: bool  # or released
+
+
+def payments_named(tx: Tx, lines: Sequence[Line]) -> dict[tuple[int, int], NamedPayment]:
+    """The payments that lines name: a look-up by primary key for each line, whatever the planner believes of tables which
+    grow by thousands a second (OFFSET 0 keeps it from choosing a scan)."""
+    rows = tx.tuples(
+        """SELECT l.instruction, l.position, p.amount_minor, p.disbursement_id, f.debit, f.reversal, h.state,
+                  (c.cancelled IS NOT NULL OR coalesce(h.state IN ('CANCELLED', 'RELEASING', 'RELEASED'), false))
            FROM unnest(%(instructions)s::bigint[], %(positions)s::smallint[]) AS l (instruction, position)
            CROSS JOIN LATERAL (
                SELECT amount_minor, disbursement_id FROM payments x
@@ -313,16 +329,18 @@ def payments_named(tx: Tx, keys: Sequence[tuple[int, int]]) -> Rows:
                SELECT true AS cancelled FROM cancelled x
                WHERE x.instruction = l.instruction AND x.position = l.position OFFSET 0) AS c ON true
            LEFT JOIN LATERAL (
-               SELECT held_id, state FROM held x
+               SELECT state FROM held x
                WHERE x.instruction = l.instruction AND x.position = l.position AND x.state <> 'PAID' OFFSET 0) AS h ON true""",
-        instructions=[key[0] for key in keys],
-        positions=[key[1] for key in keys],
+        instructions=[line.instruction for line in lines],
+        positions=[line.position for line in lines],
     )
+    return {row[:2]: NamedPayment._make(row[2:]) for row in rows}
 
 
-def add_facts(tx: Tx, rows: Iterable[tuple[object, ...]]) -> None:
-    """(instruction, position, kind, bank reference, statement, line)."""
-    tx.copy("facts", ("instruction", "position", "kind", "bank_reference", "statement_id", "line"), rows)
+def add_facts(tx: Tx, statement_id: str, rows: Sequence[tuple[int, int, str, str, int]]) -> None:
+    """(instruction, position, kind, bank reference, line) of a statement."""
+    columns = ("instruction", "position", "kind", "bank_reference", "line", "statement_id")
+    tx.copy("facts", columns, [(*row, statement_id) for row in rows])
 
 
 def count_facts(tx: Tx, rows: Sequence[tuple[int, int, int, int, int]]) -> None:
@@ -348,6 +366,11 @@ def keep_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> None:
         i=[key[0] for key in keys],
         p=[key[1] for key in keys],
     )
+
+
+def has_early_reversals(tx: Tx, instructions: Sequence[int]) -> bool:
+    query = "SELECT 1 FROM early_reversals WHERE instruction = ANY(%(ids)s::bigint[]) LIMIT 1"
+    return bool(tx.rows(query, ids=list(instructions)))
 
 
 def end_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -435,6 +458,8 @@ def supersede(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
 
 def add_exceptions(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
     """(statement, line, reason, reference, instruction, position, amount, currency, detail)."""
+    if not rows:
+        return
     tx.run(
         """INSERT INTO exceptions (statement_id, line, reason, reference, instruction, position, amount_minor, currency, detail)
            SELECT * FROM unnest(%(c0)s::uuid[], %(c1)s::int[], %(c2)s::text[], %(c3)s::text[], %(c4)s::bigint[],
@@ -453,9 +478,17 @@ def add_chunks(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
 # --- Instructions -----------------------------------------------------------------------------------------------------
 
 
-def payments_of(tx: Tx, instructions: Sequence[int]) -> Rows:
+class LivePayment(NamedTuple):
+    instruction: int
+    position: int
+    amount_minor: int
+    disbursement_id: str
+    beneficiary_id: str
+
+
+def payments_of(tx: Tx, instructions: Sequence[int]) -> list[LivePayment]:
     """The live payments of instructions, in order: not cancelled, not refused."""
-    return tx.rows(
+    rows = tx.tuples(
         """SELECT p.instruction, p.position, p.amount_minor, p.disbursement_id, p.beneficiary_id FROM payments p
            WHERE p.instruction = ANY(%(ids)s::bigint[])
              AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.instruction = p.instruction AND c.position = p.position)
@@ -464,6 +497,7 @@ def payments_of(tx: Tx, instructions: Sequence[int]) -> Rows:
            ORDER BY p.instruction, p.position""",
         ids=list(instructions),
     )
+    return list(map(LivePayment._make, rows))
 
 
 def pay_refused_anew(tx: Tx, incarnation: int, held_ids: Sequence[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """What every contract is made of: base models, identifiers, money, sealed parts, chunks with control totals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -137,3 +137,12 @@ def totals(items: Iterable[Amount | Item]) -> dict[str, int]:
     """The control totals of a chunk, as keyword arguments for its event."""
     amounts = [item.amount_minor for item in items]
     return {"count": len(amounts), "total_minor": sum(amounts)}
+
+
+def amounts(items: Sequence[tuple[str, int]]) -> dict[str, object]:
+    """(disbursement, minor units) each -> `items` and control totals of an event, to be validated as one."""
+    return {
+        "items": [{"disbursement_id": one, "amount_minor": minor} for one, minor in items],
+        "count": len(items),
+        "total_minor": sum(minor for _, minor in items),
+    }

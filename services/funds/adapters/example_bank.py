@@ -11,13 +11,11 @@ from typing import Any
 import httpx
 from pydantic_core import from_json, to_json
 
-from libs.common.money import to_text
+from libs.common.money import to_text, to_texts
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded, Sufficient
 
-# A quote inside a value is escaped, so this finds keys only.
-_AMOUNT = re.compile(rb'"(payment_amount|amount|total_funds_needed)":"([0-9.]+)"')
-
+_AMOUNTS = (b'"payment_amount":', b'"amount":', b'"total_funds_needed":')
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
 
@@ -84,8 +82,14 @@ class ExampleBank:
 
 
 def wire_json(body: object) -> bytes:
-    """JSON in which amounts are exact decimal numbers (they are written as text, and unquoted here; floats would not be exact)."""
-    return _AMOUNT.sub(rb'"\1":\2', to_json(body))
+    """JSON in which amounts are exact decimal numbers (they are written as text, and unquoted here; floats would not be exact).
+    A quote inside a value is escaped, so these names in quotes are keys."""
+    content = to_json(body)
+    for key in _AMOUNTS:
+        first, *rest = content.split(key + b'"')
+        if rest:
+            content = key.join([first, *(part.replace(b'"', b"", 1) for part in rest)])
+    return content
 
 
 def read_response(status_code: int, content: bytes) -> Mapping[str, Any] | NotSent | MaybeDone:
@@ -115,32 +119,59 @@ def read_block(answer: Mapping[str, Any] | NotSent | MaybeDone) -> Answer:
 def wire_payments(
     account: Account, block_reference: str, payment_date: str, payments: Sequence[Payment]
 ) -> list[dict[str, object]]:
-    wire = []
-    for payment in payments:
-        item: dict[str, object] = {
-            "payment_reference_number": payment.reference,
+    amounts = to_texts([payment.amount_minor for payment in payments], account.currency)
+    return [
+        {
+            "payment_reference_number": reference,
             "remitting_account": account.number,
             "remitting_account_currency": account.currency,
-            "payment_amount": to_text(payment.amount_minor, account.currency),
+            "payment_amount": amount,
             "funds_blocked_reference_number": block_reference,
-            "beneficiary_name": payment.name,
-            "beneficiary_account": payment.account_number,
+            "beneficiary_name": name,
+            "beneficiary_account": account_number,
             "beneficiary_account_currency": account.currency,
-            "beneficiary_account_type": payment.account_type,
-            "beneficiary_bank_code": payment.bank_code,
-            "beneficiary_branch_code": payment.branch_code,
+            "beneficiary_account_type": account_type,
+            "beneficiary_bank_code": bank_code,
+            "beneficiary_branch_code": branch_code,
+            **(
+                _wallets(mobile_provider, mobile, email, email_provider)
+                if mobile or mobile_provider or email or email_provider
+                else {}
+            ),
+            "narrative_1": narratives[0],
+            "narrative_2": narratives[1],
+            "narrative_3": narratives[2],
+            "narrative_4": narratives[3],
+            "narrative_5": narratives[4],
+            "narrative_6": narratives[5],
+            "payment_date": payment_date,
         }
-        optional = {
-            "beneficiary_mobile_wallet_provider": payment.mobile_provider,
-            "beneficiary_phone_no": payment.mobile_number,
-            "beneficiary_email": payment.email,
-            "beneficiary_email_wallet_provider": payment.email_provider,
-        }
-        item.update((name, value) for name, value in optional.items() if value)
-        item.update((f"narrative_{n}", text) for n, text in enumerate(payment.narratives, 1))
-        item["payment_date"] = payment_date
-        wire.append(item)
-    return wire
+        for amount, (
+            reference,
+            _,
+            name,
+            account_number,
+            account_type,
+            bank_code,
+            branch_code,
+            mobile,
+            mobile_provider,
+            email,
+            email_provider,
+            narratives,
+        ) in zip(amounts, payments, strict=True)
+    ]
+
+
+def _wallets(mobile_provider: str, mobile: str, email: str, email_provider: str) -> dict[str, str]:
+    """Empty fields are not sent."""
+    optional = {
+        "beneficiary_mobile_wallet_provider": mobile_provider,
+        "beneficiary_phone_no": mobile,
+        "beneficiary_email": email,
+        "beneficiary_email_wallet_provider": email_provider,
+    }
+    return {name: value for name, value in optional.items() if value}
 
 
 def plain(text: object) -> str:
