@@ -18,7 +18,7 @@ from libs.common.envelope import Cause
 from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
 from libs.common.seal import Sealer
-from libs.common.workqueue import Answer, Claim, Done, Later, NotSent, Settled, Unknown, Void
+from libs.common.workqueue import Answer, Claim, Done, Later, MaybeDone, NotSent, Settled, Unknown, Void
 from services.funds import decisions, domain, store
 from services.funds.config import Settings
 from services.funds.ports import Accepted, Account, Bank, Payment, Refused, Repeat, Succeeded
@@ -162,7 +162,8 @@ class Block(_Call):
         return decided
 
     async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request) -> Answer:
-        return await request.bank.block(client, claim, request.account, request.amount_minor)
+        answer = await request.bank.block(client, claim, request.account, request.amount_minor)
+        return _by_capability(answer, request.bank.capabilities.block)
 
     def settle(self, tx: Tx, settled: Settled) -> None:
         claim, answer = settled.claim, settled.answer
@@ -252,9 +253,10 @@ class Dispatch(_Call):
             return NotSent(error.code, error.message)
         except (KeyError, AttributeError, TypeError) as error:
             return NotSent("ADDRESS_MISSING", f"the sealed addresses are not what they should be ({type(error).__name__})")
-        return await request.bank.dispatch(
+        answer = await request.bank.dispatch(
             client, claim, request.account, request.block_reference, request.payment_date, payments
         )
+        return _by_capability(answer, request.bank.capabilities.dispatch)
 
     def _payments(self, instruction: int, request: _Request) -> list[Payment]:
         header, sealed = request.header, request.sealed
@@ -362,7 +364,8 @@ class Release(_Call):
         return decided
 
     async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request) -> Answer:
-        return await request.bank.release(client, claim, request.account, request.block_reference, request.amount_minor)
+        answer = await request.bank.release(client, claim, request.account, request.block_reference, request.amount_minor)
+        return _by_capability(answer, request.bank.capabilities.release)
 
     def settle(self, tx: Tx, settled: Settled) -> None:
         claim, answer = settled.claim, settled.answer
@@ -378,6 +381,11 @@ class Release(_Call):
             if state:
                 tx.run("UPDATE releases SET state = %(state)s WHERE release_id = %(id)s", state=state, id=release_id)
         self._advance(tx, claim, envelope_id, cause)
+
+
+def _by_capability(answer: Answer, repeat: Repeat) -> Answer:
+    """A lost answer is asked for again only at a bank which knows our key."""
+    return replace(answer, repeatable=True) if isinstance(answer, MaybeDone) and repeat is Repeat.KEYED else answer
 
 
 def _payment(

@@ -16,6 +16,8 @@ from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded, Sufficient
 
 _AMOUNTS = (b'"payment_amount":', b'"amount":', b'"total_funds_needed":')
+Read = Mapping[str, Any] | NotSent | MaybeDone  # what the bank said, if it did
+
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
 
@@ -46,7 +48,7 @@ class ExampleBank:
             "currency": account.currency,
             "amount": to_text(amount_minor, account.currency),
         }
-        return read_block(await self._call(client, claim, "block_funds", body))
+        return read_block(await self._act(client, claim, "block_funds", body))
 
     async def dispatch(
         self,
@@ -58,14 +60,14 @@ class ExampleBank:
         payments: Sequence[Payment],
     ) -> Answer:
         body = wire_payments(account, block_reference, payment_date, payments)
-        return self.read_dispatch(await self._call(client, claim, "initiate_payment", body))
+        return self.read_dispatch(await self._act(client, claim, "initiate_payment", body))
 
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
     ) -> Answer:
         raise NotImplementedError("this bank has no such verb; its capabilities say so")
 
-    def read_dispatch(self, answer: Mapping[str, Any] | NotSent | MaybeDone) -> Answer:
+    def read_dispatch(self, answer: Read) -> Answer:
         if isinstance(answer, NotSent | MaybeDone):
             return answer
         if answer.get("status") == "success":
@@ -74,9 +76,13 @@ class ExampleBank:
             return Done(_refused(answer, "LIST_REFUSED"))
         return MaybeDone("NONSENSE", "initiate_payment answered neither success nor failed")
 
+    async def _act(self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object) -> Read:
+        """A verb that moves money."""
+        return await self._call(client, claim, verb, body)
+
     async def _call(
         self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object, headers: Mapping[str, str] | None = None
-    ) -> Mapping[str, Any] | NotSent | MaybeDone:
+    ) -> Read:
         response = await post(client, claim, f"{self._url}/{verb}", wire_json(body), headers)
         return response if isinstance(response, NotSent | MaybeDone) else read_response(response.status_code, response.content)
 
@@ -92,7 +98,7 @@ def wire_json(body: object) -> bytes:
     return content
 
 
-def read_response(status_code: int, content: bytes) -> Mapping[str, Any] | NotSent | MaybeDone:
+def read_response(status_code: int, content: bytes) -> Read:
     """The JSON object of an answer. A request the bank calls wrong did nothing; any other status may have."""
     if 400 <= status_code < 500 and status_code not in (408, 409):
         return NotSent(f"HTTP_{status_code}", "the bank refused the request itself")  # its words may quote people and accounts
@@ -105,7 +111,7 @@ def read_response(status_code: int, content: bytes) -> Mapping[str, Any] | NotSe
     return answer if isinstance(answer, dict) else MaybeDone("NONSENSE", "the answer is not a JSON object")
 
 
-def read_block(answer: Mapping[str, Any] | NotSent | MaybeDone) -> Answer:
+def read_block(answer: Read) -> Answer:
     if isinstance(answer, NotSent | MaybeDone):
         return answer
     reference = answer.get("block_reference_no")

@@ -5,8 +5,7 @@ a key; "not found" proves nothing by itself, because the first request may still
 with the same key.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -14,34 +13,12 @@ from pydantic_core import to_json
 
 from libs.common.money import to_text
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
-from services.funds.adapters.example_bank import ExampleBank, plain, read_block, read_response, usable, wire_payments
-from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded
-
-Read = Mapping[str, Any] | NotSent | MaybeDone
+from services.funds.adapters.example_bank import ExampleBank, Read, plain, read_response, usable
+from services.funds.ports import Accepted, Account, Capabilities, Refused, Repeat, Succeeded
 
 
 class FullBank(ExampleBank):
     capabilities = Capabilities(block=Repeat.KEYED, dispatch=Repeat.KEYED, release=Repeat.KEYED, atomic_list=False)
-
-    async def block(self, client: httpx.AsyncClient, claim: Claim, account: Account, amount_minor: int) -> Answer:
-        body = {
-            "account_number": account.number,
-            "currency": account.currency,
-            "amount": to_text(amount_minor, account.currency),
-        }
-        return _repeatable(read_block(await self._keyed(client, claim, "block_funds", body)))
-
-    async def dispatch(
-        self,
-        client: httpx.AsyncClient,
-        claim: Claim,
-        account: Account,
-        block_reference: str,
-        payment_date: str,
-        payments: Sequence[Payment],
-    ) -> Answer:
-        body = wire_payments(account, block_reference, payment_date, payments)
-        return _repeatable(self.read_dispatch(await self._keyed(client, claim, "initiate_payment", body)))
 
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
@@ -52,16 +29,16 @@ class FullBank(ExampleBank):
             "block_reference_no": block_reference,
             "amount": to_text(amount_minor, account.currency),
         }
-        answer = await self._keyed(client, claim, "release_funds", body)
+        answer = await self._act(client, claim, "release_funds", body)
         if isinstance(answer, NotSent | MaybeDone):
-            return _repeatable(answer)
+            return answer
         reference = answer.get("release_reference_no")
         if answer.get("status") == "success" and usable(reference):
             return Done(Succeeded(str(reference)))
         if answer.get("status") == "failed":
             code, message = answer.get("error_code"), answer.get("error_message")
             return Done(Refused(str(code or "RELEASE_REFUSED"), plain(message)))
-        return MaybeDone("NONSENSE", "release_funds answered neither a reference nor a failure", repeatable=True)
+        return MaybeDone("NONSENSE", "release_funds answered neither a reference nor a failure")
 
     def read_dispatch(self, answer: Read) -> Answer:
         if isinstance(answer, NotSent | MaybeDone):
@@ -80,7 +57,7 @@ class FullBank(ExampleBank):
             return Done(Accepted(refused))
         return super().read_dispatch(answer) if answer.get("status") == "failed" else MaybeDone("NONSENSE", "no results")
 
-    async def _keyed(self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object) -> Read:
+    async def _act(self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object) -> Read:
         """Ask first where an earlier attempt may have been acted upon; then call with the same key."""
         key = str(claim.idempotency_key)
         if claim.ambiguous:
@@ -96,10 +73,6 @@ class FullBank(ExampleBank):
             if asked.get("found") is not False:
                 return MaybeDone("NONSENSE", "query answered neither found nor not found")
         return await self._call(client, claim, verb, body, {"Idempotency-Key": key})
-
-
-def _repeatable(answer: Answer) -> Answer:
-    return replace(answer, repeatable=True) if isinstance(answer, MaybeDone) else answer
 
 
 def _text(item: object, name: str) -> str:
