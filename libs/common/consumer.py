@@ -12,6 +12,7 @@ What the loop does with what is raised, tested line by line:
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -402,6 +403,7 @@ class Loop:
         self._unchecked |= new
         self._paused = False  # new partitions are not: the next check pauses all
         self._next_check = 0.0
+        self._count_partitions()
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = {(tp.topic, tp.partition) for tp in partitions}
@@ -412,6 +414,12 @@ class Loop:
         for topic, partition in gone:
             for gauge in (metrics.LAG, metrics.OFFSET):
                 gauge.remove_by_labels({"consumergroup": self._group, "topic": topic, "partition": str(partition)})
+        self._count_partitions()
+
+    def _count_partitions(self) -> None:
+        assigned = Counter(topic for topic, _ in self._assigned)
+        for topic in self._routes.topics:
+            metrics.PARTITIONS.labels(self._group, self._prefix + topic).set(assigned[self._prefix + topic])
 
     def _refuse_lost_data(self) -> None:
         """Kafka's offsets ahead of those stored with the data: the database was restored to an earlier moment."""

@@ -57,4 +57,8 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
         **connection(),
         **overrides,
     }
+    if config["group.protocol"] == "consumer":
+        # Each topic is shared out by itself. The broker's default evens out the sum over all topics, by which one replica may
+        # get all of the busy topic and the others the idle ones.
+        config.setdefault("group.remote.assignor", "range")
     return Consumer(config)

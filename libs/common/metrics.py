@@ -11,6 +11,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 LAG = Gauge("kafka_consumergroup_lag", "Messages not yet consumed", ["consumergroup", "topic", "partition"])
 OFFSET = Gauge("kafka_consumergroup_current_offset", "Next offset to consume", ["consumergroup", "topic", "partition"])
+PARTITIONS = Gauge("almoner_partitions_assigned", "Partitions this replica consumes", ["consumergroup", "topic"])
 EVENT_AGE = Histogram("almoner_event_age_seconds", "Age of an event when handled", ["type"], buckets=_SECONDS)
 HANDLED = Counter("almoner_events_handled_total", "Events handled", ["type", "outcome"])
 HANDLER = Histogram("almoner_handler_seconds", "Duration of a handler's call with a set of events", ["type"], buckets=_SECONDS)

@@ -88,8 +88,13 @@ def killed(point: str, job: str, world: World, folder: Path) -> Story:
     def tick() -> None:
         world.publish("scheduler.ticks.v1", Tick(job="expire-parked", due_at=datetime.now(UTC)), "expire-parked")
 
+    def parked_too_long() -> Story:
+        yield lambda: lost in answered()
+        waited = time.monotonic() + 0.5  # longer than it may be parked: a tick that comes earlier finds nothing
+        yield lambda: time.monotonic() > waited
+
     if job == EXPIRE_PARKED:
-        yield lambda: lost in answered()  # a tick that comes too early decides as well, on nothing
+        yield from parked_too_long()
         tick()
     yield lambda: not process.alive
     assert process.wait() == -9
@@ -97,9 +102,7 @@ def killed(point: str, job: str, world: World, folder: Path) -> Story:
     assert reached == point
     assert int(in_flight) > 0
     again = world.run("ingestion", **env)
-    yield lambda: lost in answered()
-    waited = time.monotonic() + 0.5  # longer than it may be parked
-    yield lambda: time.monotonic() > waited
+    yield from parked_too_long()
     tick()
     yield lambda: set(answered()[lost]) == {"parked", "rejected"}  # a submission that comes again is answered again
     yield lambda: distinct(world, FACTS, c.EnvelopeCompleted) and distinct(world, LINES, c.StatementOpened)

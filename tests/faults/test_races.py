@@ -20,6 +20,7 @@ from libs.local.client import BankAdmin
 from services.funds.wiring import wire
 from tests.faults.bookkeeping import LIMITS, idle, reach, settings_of
 from tests.support.money import Payout
+from tests.support.process import Process
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 
@@ -51,6 +52,10 @@ def assert_given_back(world: World, payouts: Sequence[Payout]) -> None:
     assert blocked == {block["block_reference_no"] for block in blocks}
 
 
+def has_part_of(replica: Process, *topics: str) -> bool:
+    return all(replica.metric("almoner_partitions_assigned", topic=topic) for topic in topics)
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole envelope", "some of it"])
 def test_batch_cancellation_and_envelope_in_all_orders_in_two_replicas_at_once(
     world: World, bank: BankAdmin, whole: bool
@@ -71,6 +76,8 @@ def test_batch_cancellation_and_envelope_in_all_orders_in_two_replicas_at_once(
     replicas = [world.run("funds", **env), world.run("funds", **env)]
     for replica in replicas:
         world.until(replica.ready)
+    topics = [world.prefix + topic for topic in (ENVELOPES, BATCHES)]
+    world.until(lambda: all(has_part_of(replica, *topics) for replica in replicas))
     for payout, _, facts_in_order in payouts:
         for fact in facts_in_order:
             payout.publish(fact)
@@ -102,6 +109,8 @@ def test_batch_cancellation_and_envelope_in_all_orders_in_two_replicas_at_once(
         assert_given_back(world, [payout for payout, _, _ in payouts])
     assert all(replica.alive for replica in replicas)
     assert not world.sql("funds", "SELECT 1 FROM dead_letters")
+    handled = [replica.metric("almoner_events_handled_total", outcome="handled") for replica in replicas]
+    assert min(handled) > 0, "one replica had all partitions: nothing was a race"
 
 
 @pytest.mark.parametrize("parts", [(1, 2), (2, 1)], ids=str)

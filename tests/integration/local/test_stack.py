@@ -31,7 +31,8 @@ STUBBORN = [
     "print('ready', flush=True)\nwhile True: time.sleep(1)",
 ]
 OWNER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 from libs.local.stack import owned
 with owned(name="test") as stack:
     stack.start("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"])
