@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from libs.common.migrate import migrate
 from libs.local.client import BankAdmin, MapperAdmin, SimulatorProcess
@@ -14,6 +15,11 @@ from libs.local.stack import Addresses
 from libs.local.supervisor import ROOT
 from tests.support import stacks
 from tests.support.world import Kafka, World
+
+
+# How fast a machine is says nothing of what is tested: no test fails for having been slow to make its examples.
+settings.register_profile("almoner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("almoner")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
