@@ -22,7 +22,7 @@ from services.funds.ports import Bank
 FUNDS_DUE_JOB = "funds-due"
 ADVANCE = "advance"
 STATEMENT = "statement"
-_SETTLE_SECONDS = 1.0  # lines come in many chunks, and whoever decides stops those who fold
+SETTLE_SECONDS = 1.0  # lines come in many chunks, and whoever decides stops those who fold
 
 
 @dataclass
@@ -371,7 +371,7 @@ class Handlers:
         self._prove_dispatch(tx, per, instructions, cause)
         for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
             because = Cause(event.id, str(envelope_id), event.traceparent)
-            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=_SETTLE_SECONDS)
+            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=SETTLE_SECONDS)
 
     def _prove_dispatch(self, tx: Tx, per: dict[int, list[int]], instructions: dict[int, Any], cause: Cause) -> None:
         """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.
