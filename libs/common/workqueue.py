@@ -18,8 +18,8 @@ import httpx
 from libs.common import crash, metrics
 from libs.common.db import Database, Tx
 from libs.common.envelope import Cause
-from libs.common.errors import LeaseLost, Transient
-from libs.common.jobs import wait
+from libs.common.errors import Fatal, LeaseLost, Transient
+from libs.common.jobs import FAILED_SECONDS, wait
 from libs.common.log import get
 from libs.common.retry import backoff_seconds
 
@@ -195,10 +195,48 @@ class Worker:
 
     def claim(self, free: int) -> list[tuple[Claim, Any]]:
         """Claim at most `free` due rows. What an earlier attempt left open comes back as ambiguous."""
-        started = time.monotonic()
+        try:
+            return self._claim(None, free)
+        except (Transient, Fatal):
+            raise
+        except Exception:
+            _log.exception("nothing could be claimed; looking for what is at fault", kind=self.kind)
+            return self._claim_singly(free)
+
+    def _claim_singly(self, free: int) -> list[tuple[Claim, Any]]:
+        """After a bug: whatever is at fault waits, visibly, in case the next release knows better; the rest goes on."""
         calls: list[tuple[Claim, Any]] = []
         with self._database.transaction() as tx:
             keys = self._candidates(tx, free)
+        for key in keys[:free]:
+            try:
+                calls += self._claim(key, 1)
+            except (Transient, Fatal):
+                break  # what is claimed by now is called
+            except Exception as error:
+                self._blame(key[0], error)
+        return calls
+
+    def _blame(self, subject: str, error: Exception) -> None:
+        metrics.CALLS.labels(self.kind, "bug").inc()
+        with self._database.transaction() as tx:
+            tx.run(
+                """UPDATE work SET due_at = clock_timestamp() + make_interval(secs => %(seconds)s),
+                          leased_until = CASE WHEN state = 'CLAIMED' THEN
+                              greatest(leased_until, clock_timestamp() + make_interval(secs => %(seconds)s)) END,
+                          code = 'BUG', message = %(error)s
+                   WHERE kind = %(kind)s AND subject = %(subject)s AND state IN ('PENDING', 'CLAIMED')""",
+                kind=self.kind,
+                subject=subject,
+                seconds=FAILED_SECONDS,
+                error=type(error).__name__,
+            )
+
+    def _claim(self, only: tuple[str, int] | None, free: int) -> list[tuple[Claim, Any]]:
+        started = time.monotonic()
+        calls: list[tuple[Claim, Any]] = []
+        with self._database.transaction() as tx:
+            keys = self._candidates(tx, free) if only is None else [only]
             if not keys:
                 return []
             tx.lock_shared(key for _, key in keys)
@@ -387,15 +425,21 @@ class Worker:
                     await wait(wake, poll_seconds)
                 for task in [task for task in running if task.done()]:
                     running.discard(task)
-                    task.result()  # a bug in a handler ends the process, visibly
+                    task.result()
             await asyncio.gather(*running)
 
     async def _one(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> None:
         answer = await self.call(client, claim, request)
         attempt = 0
-        while await _when_possible(self._settled, claim, answer) is None:
-            attempt += 1
-            await asyncio.sleep(backoff_seconds(attempt, 5.0))  # the answer is worth waiting for the database
+        try:
+            while await _when_possible(self._settled, claim, answer) is None:
+                attempt += 1
+                await asyncio.sleep(backoff_seconds(attempt, 5.0))  # the answer is worth waiting for the database
+        except Fatal:
+            raise
+        except Exception as error:  # the answer is lost to us: once the lease has ended, the next attempt is ambiguous
+            _log.exception("an answer could not be stored; the others go on", kind=self.kind, subject=claim.subject)
+            await _when_possible(self._blame, claim.subject, error)
 
     def _settled(self, claim: Claim, answer: Answer) -> bool:
         self.settle(claim, answer)

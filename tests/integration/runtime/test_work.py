@@ -144,12 +144,21 @@ def test_a_frozen_caller_is_replaced_and_its_late_settle_refused(world: World, o
     assert replica.metric("almoner_late_settles_total", kind="ask") == 0
 
 
-def test_a_bug_in_what_settles_ends_the_process(world: World, other_side: OtherSide) -> None:
-    world.publish(IN, Ask(subjects=["bug-1"]), "k")
+@pytest.mark.parametrize(
+    ("bug", "left"), [("bug-1", ("CLAIMED", False, 1)), ("stop-1", ("PENDING", False, 0))], ids=["settle", "take"]
+)
+def test_a_bug_stops_its_own_subject_only(world: World, other_side: OtherSide, bug: str, left: tuple[str, bool, int]) -> None:
+    """What settles: its answer is not stored, so the next attempt is ambiguous. What takes: nothing was claimed."""
+    world.publish(IN, Ask(subjects=["fine-1", bug, "fine-2"]), "k")
     process = world.run("probe", ALMONER_PROBE_URL=other_side.url)
-    assert process.wait() == 1
-    assert process.logged("a part of the process failed")
-    assert work(world) == {"bug-1": ("CLAIMED", False, 1)}  # its answer is not stored: the next attempt is ambiguous
+    world.until(lambda: [row.code for row in world.sql("probe", "SELECT code FROM ops_work WHERE code IS NOT NULL")] == ["BUG"])
+    world.publish(IN, Ask(subjects=["fine-3"]), "k")
+    world.until(lambda: work(world).get("fine-3") == ("DONE", False, 1))
+    assert work(world) == {**{f"fine-{n}": ("DONE", False, 1) for n in (1, 2, 3)}, bug: left}
+    [row] = world.sql("probe", "SELECT message FROM ops_work WHERE code = 'BUG'")
+    assert row.message == "RuntimeError"
+    assert process.alive
+    assert process.metric("almoner_calls_total", kind="ask", outcome="bug") == 1
 
 
 @pytest.mark.parametrize("lease_seconds", [0.5, 2.5])
