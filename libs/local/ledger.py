@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from itertools import chain
+from itertools import chain, compress
+from operator import itemgetter
 from typing import Any
 
 from libs.local import mt940
@@ -67,6 +68,8 @@ ERRORS = {
 }
 
 _MAX_MINOR = 10**15  # what fits the 15 characters of an MT940 amount, with its comma, whatever the currency
+
+_ROWS_AT_ONCE = 250
 
 
 def minor(amount: object, currency: str) -> int | None:
@@ -150,93 +153,104 @@ class PaymentList:
         self._db = db
         self._profile = profile
         self._payments: list[dict[str, Any]] = payments
-        self._texts = [tuple(map(payment.get, TEXT_FIELDS)) for payment in payments]
-        if not set(map(type, chain.from_iterable(self._texts))) <= {str, type(None)}:
+        self._texts = {name: [payment.get(name) for payment in payments] for name in TEXT_FIELDS}
+        kinds = {name: set(map(type, texts)) for name, texts in self._texts.items()}
+        if not set().union(*kinds.values()) <= {str, type(None)}:
             raise MalformedError("all fields of a payment but its amount are strings")
-        self._accounts: dict[object, sqlite3.Row | None] = {}
-        self._blocks: dict[tuple[int, object], sqlite3.Row | None] = {}
+        self._sent_fields = [name for name in TEXT_FIELDS if str in kinds[name]]
+        self._accounts: dict[str, tuple[int, str] | None] = {}
+        self._blocks: dict[tuple[int, str], int | None] = {}
         self._left_minor: dict[int, int] = {}
-        self._rows: list[tuple[Any, ...]] = []
+        self._drawn: list[tuple[int, int, int]] = []  # of each accepted payment: account, block, amount
         self.codes = self._judge(max_reference)
 
     def _judge(self, max_reference: int) -> list[str | None]:
-        used = self._listed("payment_reference_number", "payments", "payment_reference_number")
-        closed = self._listed("beneficiary_account", "closed_accounts", "number")
+        references, numbers = self._texts["payment_reference_number"], self._texts["beneficiary_account"]
+        used = self._listed(references, "payments", "payment_reference_number")
+        closed = self._listed(numbers, "closed_accounts", "number")
         codes: list[str | None] = []
-        for payment, texts in zip(self._payments, self._texts, strict=True):
-            reference = texts[0]
+        for payment, reference, number in zip(self._payments, references, numbers, strict=True):
             if not reference or len(reference) > max_reference:
                 code: str | None = "INVALID_REFERENCE"
             elif reference in used:
                 code = "DUPLICATE_REFERENCE"
-            elif texts[2] in closed:
+            elif number in closed:
                 code = "ACCOUNT_CLOSED"
             else:
-                code = self._draw(payment, texts)
+                code = self._draw(payment)
             if code is None:
                 used.add(reference)
             codes.append(code)
         return codes
 
-    def _listed(self, field: str, table: str, column: str) -> set[Any]:
+    def _listed(self, texts: list[str | None], table: str, column: str) -> set[Any]:
         """Which of the payments' values of a field are in a column of the books: one query for the list."""
-        values = json.dumps([payment.get(field) for payment in self._payments])
         sql = f"SELECT {column} FROM {table} WHERE profile = ? AND {column} IN (SELECT value FROM json_each(?))"
-        return {row[0] for row in self._db.execute(sql, (self._profile, values))}
+        return {row[0] for row in self._db.execute(sql, (self._profile, json.dumps(texts)))}
 
-    def _draw(self, payment: dict[str, Any], texts: tuple[Any, ...]) -> str | None:
+    def _draw(self, payment: dict[str, Any]) -> str | None:
         """Takes one payment's amount from what is left of its block."""
         account = self._account(payment.get("remitting_account"))
         if account is None:
             return "UNKNOWN_ACCOUNT"
-        if payment.get("remitting_account_currency") != account["currency"]:
+        account_id, currency = account
+        if payment.get("remitting_account_currency") != currency:
             return "CURRENCY_MISMATCH"
-        amount_minor = minor(payment.get("payment_amount"), account["currency"])
+        amount_minor = minor(payment.get("payment_amount"), currency)
         if amount_minor is None:
             return "INVALID_AMOUNT"
-        block_row = self._block(account["id"], payment.get("funds_blocked_reference_number"))
-        if block_row is None:
+        block_id = self._block(account_id, payment.get("funds_blocked_reference_number"))
+        if block_id is None:
             return "UNKNOWN_BLOCK"
-        left_minor = self._left_minor[block_row["id"]]
+        left_minor = self._left_minor[block_id]
         if amount_minor > left_minor:
             return "INSUFFICIENT_BLOCK"
-        self._left_minor[block_row["id"]] = left_minor - amount_minor
-        self._rows.append((account["id"], block_row["id"], amount_minor, *texts))
+        self._left_minor[block_id] = left_minor - amount_minor
+        self._drawn.append((account_id, block_id, amount_minor))
         return None
 
-    def _account(self, number: object) -> sqlite3.Row | None:
+    def _account(self, number: object) -> tuple[int, str] | None:
+        """Its id and currency."""
         if not isinstance(number, str):
             return None
         if number not in self._accounts:
-            self._accounts[number] = find_account(self._db, self._profile, number)
+            found = find_account(self._db, self._profile, number)
+            self._accounts[number] = (found["id"], found["currency"]) if found else None
         return self._accounts[number]
 
-    def _block(self, account_id: int, reference: object) -> sqlite3.Row | None:
+    def _block(self, account_id: int, reference: object) -> int | None:
         if not isinstance(reference, str):
             return None
         place = (account_id, reference)
         if place not in self._blocks:
-            found = self._blocks[place] = find_block(self._db, account_id, reference)
-            if found is not None:
-                self._left_minor[found["id"]] = found["left_minor"]
+            found = find_block(self._db, account_id, reference)
+            self._blocks[place] = found["id"] if found else None
+            if found:
+                self._left_minor.setdefault(found["id"], found["left_minor"])  # BLK7 and BLK0000000000007 are one block
         return self._blocks[place]
 
     def book(self, key: str | None) -> None:
         """Books what is accepted."""
+        texts_of_each = zip(*(self._texts[name] for name in self._sent_fields), strict=True)
+        accepted = compress(texts_of_each, [code is None for code in self.codes])
+        rows = [drawn + texts for drawn, texts in zip(self._drawn, accepted, strict=True)]
+        columns = ("profile", "key", "booked_at", "account_id", "block_id", "amount_minor", *self._sent_fields)
+        one = f"({', '.join('?' * (len(columns) - 3))})"
         fixed = (self._profile, key, now())
-        columns = ("profile", "key", "booked_at", "account_id", "block_id", "amount_minor", *TEXT_FIELDS)
-        self._db.executemany(
-            f"INSERT INTO payments ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-            [fixed + row for row in self._rows],
-        )
-        drawn = [(found, found["left_minor"] - self._left_minor[found["id"]]) for found in self._blocks.values() if found]
-        for found, amount_minor in drawn:
-            lines = sum(1 for row in self._rows if row[1] == found["id"])
+        # Many rows to a statement, and only the fields that were sent: binding values is most of what an insertion costs.
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            self._db.execute(
+                f"INSERT INTO payments ({', '.join(columns)}) SELECT ?, ?, ?, * FROM (VALUES {', '.join([one] * len(some))})",
+                (*fixed, *chain.from_iterable(some)),
+            )
+        for account_id, block_id in set(map(itemgetter(0, 1), self._drawn)):
+            amounts = [drawn[2] for drawn in self._drawn if drawn[1] == block_id]
             sql = "UPDATE blocks SET used_minor = used_minor + ? WHERE id = ?"
-            self._db.execute(sql, (amount_minor, found["id"]))
+            self._db.execute(sql, (sum(amounts), block_id))
             sql = "UPDATE accounts SET blocked_minor = blocked_minor - ? WHERE id = ?"
-            self._db.execute(sql, (amount_minor, found["account_id"]))
-            _booked(self._db, found["account_id"], -amount_minor, lines)
+            self._db.execute(sql, (sum(amounts), account_id))
+            _booked(self._db, account_id, -sum(amounts), len(amounts))
 
 
 def _booked(db: sqlite3.Connection, account_id: int, change_minor: int, lines: int) -> None:
@@ -285,7 +299,7 @@ def cut_statement(db: sqlite3.Connection, account: sqlite3.Row, max_lines: int |
     """
     day = datetime.now(UTC).date()
     lines, last_payment, last_entry = _unstated(db, account, max_lines or -1)
-    change_minor = sum(line.effect_minor for line in lines)
+    change_minor = sum(mt940.SIGN[line[0]] * line[1] for line in lines)
     if account["profile"] == "example":
         number, opening_minor = 1, account["first_minor"]
     else:
@@ -316,7 +330,7 @@ def cut_statement(db: sqlite3.Connection, account: sqlite3.Row, max_lines: int |
     return statement_id
 
 
-def _unstated(db: sqlite3.Connection, account: sqlite3.Row, limit: int) -> tuple[list[mt940.Line], int, int]:
+def _unstated(db: sqlite3.Connection, account: sqlite3.Row, limit: int) -> tuple[list[mt940.Fields], int, int]:
     """Up to `limit` lines (-1: all) that are on no statement yet. Payments first: no reversal before its debit."""
     payments = db.execute(
         "SELECT id, amount_minor, payment_reference_number, narrative_1, narrative_2, narrative_3, narrative_4,"
@@ -329,7 +343,7 @@ def _unstated(db: sqlite3.Connection, account: sqlite3.Row, limit: int) -> tuple
         " ON p.id = e.payment_id WHERE e.account_id = ? AND e.id > ? ORDER BY e.id LIMIT ?",
         (account["id"], account["stated_entry"], limit if limit < 0 else limit - len(payments)),
     ).fetchall()
-    lines = [mt940.Line("D", row[1], row[2], f"B{row[0]:015d}", row[3:9]) for row in payments]
+    lines: list[mt940.Fields] = [("D", row[1], row[2], f"B{row[0]:015d}", row[3:9]) for row in payments]
     lines += map(_entry_line, entries)
     last_payment = payments[-1]["id"] if payments else account["stated_payment"]
     return lines, last_payment, entries[-1]["id"] if entries else account["stated_entry"]

@@ -62,8 +62,10 @@ def resolve(db: sqlite3.Connection, call: Call) -> Answer:
     at = now()
     faults = _item_faults(requests)
     asked = [one["id"] for one, code in zip(requests, faults, strict=True) if code is None]
+    found = db.cursor()
+    found.row_factory = None  # plain tuples
     sql = "SELECT id, fa FROM people WHERE id IN (SELECT value FROM json_each(?))"
-    known: dict[Any, str] = dict(tuple(row) for row in db.execute(sql, (json.dumps(asked),)))
+    known: dict[Any, str] = dict(found.execute(sql, (json.dumps(asked),)))
     responses = [
         _rejected(one, code, at) if code else _resolved(one, known.get(one["id"]), at)
         for one, code in zip(requests, faults, strict=True)
@@ -117,13 +119,14 @@ def _item_faults(requests: Iterable[dict[str, Any]]) -> list[str | None]:
     """A code for each request, None where there is nothing to say against it."""
     seen: set[str] = set()
     faults: list[str | None] = []
+    time: Any = object()  # the last good one: nearly always that of all requests
     for one in requests:
         reference_id, person = one.get("reference_id"), one.get("id")
         if not reference_id or not isinstance(reference_id, str):
             fault: str | None = "rjct.reference_id.invalid"
         elif reference_id in seen:
             fault = "rjct.reference_id.duplicate"
-        elif not _is_time(one.get("timestamp")):
+        elif (timestamp := one.get("timestamp")) != time and not _is_time(timestamp):
             fault = "rjct.timestamp.invalid"
         elif not person or not isinstance(person, str):
             fault = "rjct.id.invalid"
@@ -132,6 +135,7 @@ def _item_faults(requests: Iterable[dict[str, Any]]) -> list[str | None]:
         else:
             fault = None
             seen.add(reference_id)
+            time = timestamp
         faults.append(fault)
     return faults
 

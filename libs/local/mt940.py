@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import date
+from functools import cache
 from typing import NamedTuple
 
 _NO_MINOR_UNIT = frozenset(
@@ -26,7 +27,7 @@ _NO_MINOR_UNIT = frozenset(
     ]
 )
 _THREE_DIGITS = frozenset(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"])
-_SIGN = {"D": -1, "RD": 1, "C": 1, "RC": -1}
+SIGN = {"D": -1, "RD": 1, "C": 1, "RC": -1}
 
 
 class Line(NamedTuple):
@@ -40,7 +41,10 @@ class Line(NamedTuple):
 
     @property
     def effect_minor(self) -> int:
-        return _SIGN[self.mark] * self.amount_minor
+        return SIGN[self.mark] * self.amount_minor
+
+
+Fields = tuple[str, int, str, str, Sequence[str | None]]  # a Line, or a plain tuple of the same: thousands are cheaper
 
 
 def scale(currency: str) -> int:
@@ -57,7 +61,7 @@ def statement(
     opening_minor: int,
     closing_minor: int,
     day: date,
-    lines: Iterable[Line],
+    lines: Iterable[Fields],
 ) -> str:
     """One statement of one account. `reference`: 16 characters at most; both balances may be negative."""
     digits = scale(currency)
@@ -69,10 +73,11 @@ def statement(
         f":28C:{number}/1",
         f":60F:{_balance(opening_minor, yymmdd, currency, digits)}",
     ]
+    unit, parts = 10**digits, _parts(digits)
     for mark, amount_minor, customer_reference, bank_reference, narratives in lines:
-        amount = _amount(amount_minor, digits)
-        text.append(f"{dates}{mark}{amount}NTRF{customer_reference[:16]}//{bank_reference}")
-        sent = [(narrative or "")[:65] for narrative in narratives[:6]]
+        whole, part = divmod(amount_minor, unit)
+        text.append(f"{dates}{mark}{whole}{parts[part]}NTRF{customer_reference[:16]}//{bank_reference}")
+        sent = [narrative[:65] if narrative else "" for narrative in narratives[:6]]
         while sent and not sent[-1]:
             sent.pop()
         if sent:
@@ -86,7 +91,11 @@ def _balance(amount_minor: int, yymmdd: str, currency: str, digits: int) -> str:
 
 
 def _amount(amount_minor: int, digits: int) -> str:
-    if digits == 0:
-        return f"{amount_minor},"
     whole, part = divmod(amount_minor, 10**digits)
-    return f"{whole},{part:0{digits}d}"
+    return f"{whole}{_parts(digits)[part]}"
+
+
+@cache
+def _parts(digits: int) -> list[str]:
+    """The comma and what may follow it: ",00" to ",99"."""
+    return [f",{part:0{digits}d}" for part in range(10**digits)] if digits else [","]

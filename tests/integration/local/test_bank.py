@@ -265,6 +265,37 @@ def test_full_answers_for_each_payment(bank: BankAdmin, wire: Callable[[Profile]
     assert full.post("/initiate_payment", [], "fourth").json()["status"] == "failed"
 
 
+def test_a_long_list_over_two_blocks_books_each_payment_as_it_was_sent(
+    bank: BankAdmin, wire: Callable[[Profile], Wire]
+) -> None:
+    full = wire("full")
+    blocks = [full.block(10_000, "one"), full.block("0.01", "two")]
+    payments = [payment(blocks[number % 2], number, "0.01", narrative_3=None) for number in range(600)]
+    payments[4]["beneficiary_email"] = "amina@example.org"
+    answer = full.post("/initiate_payment", payments, "pay").json()
+    accepted = [one["payment_reference_number"] for one in answer["results"] if one["status"] == "accepted"]
+    assert accepted == [f"R{number:015d}" for number in range(600) if number % 2 == 0 or number == 1]
+    booked = list(bank.payments("full"))
+    assert [row["payment_reference_number"] for row in booked] == accepted
+    for row in booked:
+        number = int(row["payment_reference_number"][1:])
+        assert row["block_reference"] == blocks[number % 2]
+        assert (row["beneficiary_account"], row["disbursement_id"]) == (f"ACCOUNT{number}", f"DISBURSEMENT-{number}")
+    assert [row["used_minor"] for row in bank.blocks("full", "SPONSOR")] == [300, 1]
+    account = bank.account("full", "SPONSOR")
+    assert (BALANCE_MINOR - account["balance_minor"], account["unstated_lines"]) == (301, 301)
+
+
+def test_one_block_by_two_spellings_is_drawn_once(bank: BankAdmin, wire: Callable[[Profile], Wire]) -> None:
+    full = wire("full")
+    block = full.block(10)
+    short = f"BLK{int(block[3:])}"
+    answer = full.post("/initiate_payment", [payment(block, 1, 6), payment(short, 2, 6), payment(short, 3, 4)], "pay").json()
+    assert [one["error_code"] for one in answer["results"]] == [None, "INSUFFICIENT_BLOCK", None]
+    assert bank.blocks("full", "SPONSOR")[0]["used_minor"] == 1000
+    assert bank.account("full", "SPONSOR")["blocked_minor"] == 0
+
+
 def test_release_gives_back_what_is_left_and_no_more(bank: BankAdmin, wire: Callable[[Profile], Wire]) -> None:
     full = wire("full")
     block = full.block(1000)
