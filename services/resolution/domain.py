@@ -32,9 +32,10 @@ Reply: TypeAlias = Address | Hold
 LEFT_OUT = Hold(NO_ANSWER, "the mapper's answer leaves this person out")
 
 
-def reference(batch_id: UUID, position: int) -> str:
-    """The reference id of the item at `position` (0, 1, …) of a batch: two payments of one person are two items."""
-    return f"{batch_id.hex}-{position}"
+def references(batch_id: UUID, count: int) -> list[str]:
+    """The reference ids of a batch's items, by their position: two payments of one person are two items."""
+    prefix = batch_id.hex
+    return [f"{prefix}-{position}" for position in range(count)]
 
 
 def sort_out(asked: Sequence[str], replies: Mapping[str, Reply]) -> tuple[dict[int, Address], dict[int, Hold]]:

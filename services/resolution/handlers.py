@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from uuid import UUID
 
 import httpx
@@ -14,7 +15,7 @@ from libs.common.contracts.operator import ResolveHeld
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.contracts.resolution import BatchAddressesResolved
 from libs.common.db import Tx
-from libs.common.envelope import Cause, Event, cause_of
+from libs.common.envelope import Cause, Event, attributes, cause_of
 from libs.common.errors import Malformed
 from libs.common.log import get
 from libs.common.outbox import Outbox, outgoing
@@ -29,7 +30,7 @@ _log = get("resolution")
 
 def on_batch_cut(tx: Tx, events: Sequence[Event[BatchCut]]) -> None:
     """Store the batch; the mapper is asked after the commit."""
-    cuts: dict[UUID, tuple[BatchCut, Cause]] = {}
+    cuts: dict[UUID, store.Batch] = {}
     for event in events:
         cut = event.data
         if cut.header.benefit_type != "CASH_DIGITAL":  # nobody is paid by account: not applicable, and others know it
@@ -37,7 +38,8 @@ def on_batch_cut(tx: Tx, events: Sequence[Event[BatchCut]]) -> None:
             continue
         if len({item.disbursement_id for item in cut.items}) < len(cut.items):
             raise Malformed("DUPLICATE_DISBURSEMENT_ID", "a disbursement is twice in the batch", "/items")
-        cuts.setdefault(cut.header.batch_id, (cut, Cause(event.id, str(cut.header.envelope_id), event.traceparent)))
+        cause = Cause(event.id, str(cut.header.envelope_id), event.traceparent)
+        cuts.setdefault(cut.header.batch_id, store.Batch(cut, attributes(event.raw).data, cause))
     if cuts:
         store.add_batches(tx, cuts)
 
@@ -83,13 +85,11 @@ class Resolve:
             names = self._sealer.open(cut.sealed, "BatchCut", header.envelope_id, header.batch_id)
         except Malformed as error:
             return NotSent(error.code, error.message)
-        wanted = [
-            (item, domain.reference(header.batch_id, position))
-            for position, item in enumerate(cut.items)
-            if request.only is None or item.disbursement_id in request.only
-        ]
-        references = [reference for _, reference in wanted]
-        people = [(reference, item.beneficiary_id) for item, reference in wanted]
+        items, references = cut.items, domain.references(header.batch_id, len(cut.items))
+        if request.only is not None:
+            chosen = [item.disbursement_id in request.only for item in items]
+            items, references = list(compress(items, chosen)), list(compress(references, chosen))
+        people = [(reference, item.beneficiary_id) for reference, item in zip(references, items, strict=True)]
         replies = await self._mapper.resolve(client, claim, header.batch_id.hex, people)
         if isinstance(replies, NotSent | MaybeDone):
             return replies
@@ -99,8 +99,8 @@ class Resolve:
                 cut,
                 request.part,
                 names,
-                [(wanted[index][0], address) for index, address in found.items()],
-                [(wanted[index][0], hold) for index, hold in held.items()],
+                [(items[index], address) for index, address in found.items()],
+                [(items[index], hold) for index, hold in held.items()],
             )
         )
 

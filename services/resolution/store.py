@@ -18,6 +18,15 @@ _MAX_BODY_BYTES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch that came: as it was read, as it was sent (its JSON is kept, not written anew), and why we act."""
+
+    cut: BatchCut
+    data: bytes
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A part to be asked for. `only`: the disbursements it concerns; None is the whole batch. `body`: see `unpack`."""
 
@@ -35,10 +44,11 @@ def unpack(body: bytes) -> BatchCut:
     return BatchCut.model_validate_json(zstandard.decompress(body, max_output_size=_MAX_BODY_BYTES))
 
 
-def add_batches(tx: Tx, cuts: Mapping[UUID, tuple[BatchCut, Cause]]) -> None:
+def add_batches(tx: Tx, cuts: Mapping[UUID, Batch]) -> None:
     """Store batches, ask for their first part. One that is known stays as it is."""
     compress = zstandard.ZstdCompressor(level=1).compress
     batch_ids = sorted(cuts)
+    batches = [cuts[batch_id] for batch_id in batch_ids]
     tx.run(
         """WITH added AS (
                INSERT INTO batches (batch_id, envelope_id, number, count, body)
@@ -47,12 +57,12 @@ def add_batches(tx: Tx, cuts: Mapping[UUID, tuple[BatchCut, Cause]]) -> None:
                ON CONFLICT (batch_id) DO NOTHING RETURNING batch_id, count)
            INSERT INTO parts (batch_id, part, asked) SELECT batch_id, 1, count FROM added""",
         batches=batch_ids,
-        envelopes=[cuts[batch_id][0].header.envelope_id for batch_id in batch_ids],
-        numbers=[cuts[batch_id][0].header.number for batch_id in batch_ids],
-        counts=[cuts[batch_id][0].count for batch_id in batch_ids],
-        bodies=[compress(cuts[batch_id][0].model_dump_json().encode()) for batch_id in batch_ids],
+        envelopes=[batch.cut.header.envelope_id for batch in batches],
+        numbers=[batch.cut.header.number for batch in batches],
+        counts=[batch.cut.count for batch in batches],
+        bodies=[compress(batch.data) for batch in batches],
     )
-    _enqueue(tx, [(cuts[b][0].header.envelope_id, b, 1, cuts[b][1]) for b in batch_ids])
+    _enqueue(tx, [(batch.cut.header.envelope_id, batch.cut.header.batch_id, 1, batch.cause) for batch in batches])
 
 
 def asked(tx: Tx, subjects: Sequence[str]) -> dict[str, Asked]:

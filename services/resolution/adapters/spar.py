@@ -5,7 +5,6 @@ Answers are matched by reference id alone: an unknown person comes back with id 
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +29,8 @@ _REASONS = {
     "succ.fa.inactive": domain.INACTIVE,
     "succ.id.inactive": domain.INACTIVE,
 }
+# A pattern which is nothing but keys and what stands behind them, such as `^a:(?P<a>.*)\.b:(?P<b>.*)$`.
+_KEYS_AND_FIELDS = re.compile(r"\^?(?:(?:\w|\\\.)+:\(\?P<\w+>\.\*\))+\$")
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,80}")  # codes travel on in clear, free text might be personal
 _DOUBLED = Hold(domain.AMBIGUOUS_ANSWER, "the mapper answered more than once")
 
@@ -43,7 +44,7 @@ class Spar:
         self, url: str, patterns: Mapping[str, str], *, sender_id: str, sender_uri: str, receiver_id: str, max_items: int
     ) -> None:
         self._url = url.rstrip("/") + "/sync/resolve"
-        self._patterns = [(kind, re.compile(pattern), ESSENTIAL[kind]) for kind, pattern in patterns.items()]
+        self._patterns = [(kind, _quick(text), re.compile(text), ESSENTIAL[kind]) for kind, text in patterns.items()]
         self._parties = {"sender_id": sender_id, "sender_uri": sender_uri, "receiver_id": receiver_id}
         self._max_items = max_items
 
@@ -55,12 +56,10 @@ class Spar:
             some = people[start : start + self._max_items]
             message_id = f"{claim.lease_token}-{start}"  # unique per attempt: a repeated one may be refused
             answer = await post(client, claim, self._url, self.request(message_id, transaction_id, some))
-            if isinstance(answer, NotSent):
+            if isinstance(answer, NotSent | MaybeDone):
                 return answer
-            if isinstance(answer, MaybeDone):
-                return replace(answer, repeatable=True)
             if answer.status_code != 200:
-                return _again(f"HTTP_{answer.status_code}", "the mapper failed")
+                return MaybeDone(f"HTTP_{answer.status_code}", "the mapper failed")
             read = self.read(answer.content, message_id, {reference for reference, _ in some})
             if isinstance(read, NotSent | MaybeDone):
                 return read
@@ -93,19 +92,19 @@ class Spar:
         try:
             answer = from_json(content)
         except ValueError:
-            return _again("NONSENSE", "the answer is no JSON")
+            return MaybeDone("NONSENSE", "the answer is no JSON")
         header = answer.get("header") if isinstance(answer, dict) else None
         if not isinstance(header, dict):
-            return _again("NONSENSE", "the answer has no header")
+            return MaybeDone("NONSENSE", "the answer has no header")
         status = header.get("status")
         if status == "rjct":
             return NotSent("MAPPER_REFUSED", _code(header.get("status_reason_code")))
         if header.get("message_id") not in (message_id, None):
-            return _again("NONSENSE", "the answer belongs to another message")
+            return MaybeDone("NONSENSE", "the answer belongs to another message")
         message = answer.get("message")
         responses = message.get("resolve_response") if isinstance(message, dict) else None
         if status != "succ" or not isinstance(responses, list):
-            return _again("NONSENSE", "the answer has no resolve_response")
+            return MaybeDone("NONSENSE", "the answer has no resolve_response")
         return self._replies(responses, asked)
 
     def _replies(self, responses: list[Any], asked: Container[str]) -> dict[str, Reply] | MaybeDone:
@@ -113,7 +112,7 @@ class Spar:
         foreign = 0
         for one in responses:
             if not isinstance(one, dict):
-                return _again("NONSENSE", "a resolve_response is no object")
+                return MaybeDone("NONSENSE", "a resolve_response is no object")
             reference = one.get("reference_id")
             if not isinstance(reference, str) or reference not in asked:
                 foreign += 1
@@ -140,9 +139,9 @@ class Spar:
     def _address(self, fa: str) -> Reply:
         if len(fa) > MAX_ADDRESS_CHARS or not fa.isprintable():
             return Hold(domain.ADDRESS_UNREADABLE, "too long, or not printable")
-        for kind, pattern, essential in self._patterns:
+        for kind, quick, pattern, essential in self._patterns:
             if fa.endswith(kind):
-                match = pattern.match(fa)
+                match = quick.match(fa) or pattern.match(fa)
                 if match is None or not match[essential]:
                     return Hold(domain.ADDRESS_UNREADABLE, f"does not match the pattern of {kind}")
                 address = {name: value for name, value in match.groupdict().items() if value}
@@ -151,8 +150,11 @@ class Spar:
         return Hold(domain.ADDRESS_UNREADABLE, "ends in no known type of address")
 
 
-def _again(code: str, message: str) -> MaybeDone:
-    return MaybeDone(code, message, repeatable=True)
+def _quick(pattern: str) -> re.Pattern[str]:
+    """The same pattern for fields without point and colon, which matches several times as fast as the general one.
+
+    What it matches it matches as the other does: if no field has a colon, there is but one way to tell keys and fields apart."""
+    return re.compile(pattern.replace(".*", "[^.:]*") if _KEYS_AND_FIELDS.fullmatch(pattern) else pattern)
 
 
 def _code(value: object) -> str:

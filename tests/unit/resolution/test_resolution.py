@@ -1,10 +1,13 @@
 """Everybody asked for is found or held; settings are checked when they are read."""
 
+import json
 import random
 from datetime import date
+from typing import cast
 from uuid import UUID
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -12,15 +15,36 @@ from pydantic import ValidationError
 from libs.common.contracts.base import BatchHeader, Item, Mnemonic, totals
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.registry import EVENT_BYTES
+from libs.common.db import Tx
+from libs.common.envelope import RawMessage, attributes, decode
 from libs.common.outbox import Outbox
 from libs.common.seal import Sealer
+from services.resolution import store
 from services.resolution.adapters.spar import Spar
 from services.resolution.config import Settings
-from services.resolution.domain import Hold, Reply, reference, sort_out
-from services.resolution.handlers import Answered, Resolve
+from services.resolution.domain import Hold, Reply, references, sort_out
+from services.resolution.handlers import Answered, Resolve, on_batch_cut
 from tests.support.world import SEAL_KEYS, TOKEN_KEY
 
+SEALER = Sealer(SEAL_KEYS, TOKEN_KEY)
 REPLIES: st.SearchStrategy[Reply] = st.sampled_from([{"fa_type": "BANK_ACCOUNT"}, Hold("NOT_LINKED")])
+
+
+def cut(people: list[Item]) -> BatchCut:
+    header = BatchHeader(
+        envelope_id=UUID(int=1),
+        source="test",
+        publisher_envelope_id="E",
+        programme=Mnemonic(id="P"),
+        benefit_code=Mnemonic(id="B"),
+        benefit_type="CASH_DIGITAL",
+        cycle=Mnemonic(id="C"),
+        currency="EUR",
+        schedule_date=date(2026, 3, 1),
+        batch_id=UUID(int=2),
+        number=1,
+    )
+    return BatchCut(header=header, items=people, **totals(people), sealed=SEALER.seal({}, "not opened here"))
 
 
 @given(st.lists(st.text(), unique=True), st.data())
@@ -33,7 +57,7 @@ def test_everybody_is_found_or_held(asked: list[str], data: st.DataObject) -> No
 
 
 def test_reference_ids_tell_items_and_batches_apart() -> None:
-    ids = {reference(UUID(int=batch), position) for batch in range(3) for position in range(1000)}
+    ids = {one for batch in range(3) for one in references(UUID(int=batch), 1000)}
     assert len(ids) == 3000
 
 
@@ -51,32 +75,39 @@ def test_a_pattern_is_checked_at_the_start(pattern: str, fault: str, monkeypatch
         Settings()
 
 
+@pytest.mark.parametrize("structured", [False, True])
+def test_what_is_kept_of_a_batch_is_what_came(structured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = cut([Item(disbursement_id="D\u00e9", beneficiary_id="P", amount_minor=100)])
+    data = batch.model_dump_json().encode()
+    context = {"specversion": "1.0", "id": "1", "source": "test", "type": BatchCut.TYPE}
+    value, headers = data, {f"ce_{name}": text for name, text in context.items()}
+    if structured:
+        value = json.dumps({**context, "data": json.loads(data)}).encode()
+        headers = {"content-type": "application/cloudevents+json"}
+    pairs = tuple((name, text.encode()) for name, text in headers.items())
+    message = RawMessage("ingestion.batches.v1", 0, 0, 0, None, value, pairs)
+    kept: list[store.Batch] = []
+    monkeypatch.setattr(store, "add_batches", lambda tx, cuts: kept.extend(cuts.values()))
+
+    on_batch_cut(cast(Tx, None), [decode(message, attributes(message), BatchCut)])
+
+    assert store.unpack(zstandard.compress(kept[0].data)) == kept[0].cut == batch
+    assert structured or kept[0].data == data
+
+
 def test_a_part_that_exceeds_an_event_is_split() -> None:
     """Whoever does not fit is held with that reason, and nobody is lost."""
     chance = random.Random(1)
     people = [Item(disbursement_id=f"D{n}", beneficiary_id=f"P{n}", amount_minor=100) for n in range(1000)]
     names = {p.disbursement_id: {"name": "".join(chr(chance.randrange(0x4E00, 0x9FFF)) for _ in range(400))} for p in people}
-    sealer = Sealer(SEAL_KEYS, TOKEN_KEY)
-    header = BatchHeader(
-        envelope_id=UUID(int=1),
-        source="test",
-        publisher_envelope_id="E",
-        programme=Mnemonic(id="P"),
-        benefit_code=Mnemonic(id="B"),
-        benefit_type="CASH_DIGITAL",
-        cycle=Mnemonic(id="C"),
-        currency="EUR",
-        schedule_date=date(2026, 3, 1),
-        batch_id=UUID(int=2),
-        number=1,
-    )
-    batch = BatchCut(header=header, items=people, **totals(people), sealed=sealer.seal({}, "not opened here"))
+
+    batch = cut(people)
     spar = Spar("http://mapper.example", {}, sender_id="", sender_uri="", receiver_id="", max_items=1000)
     address = {"fa_type": "BANK_ACCOUNT", "account_number": "1"}
     held = [(people[0], Hold("NOT_LINKED"))]
     answered = Answered(batch, 1, names, [(person, address) for person in people[1:]], held)
 
-    event = Resolve(spar, sealer, Outbox("resolution")).event(answered)
+    event = Resolve(spar, SEALER, Outbox("resolution")).event(answered)
 
     assert len(event.model_dump_json().encode()) <= EVENT_BYTES
     assert event.count == 499
@@ -84,4 +115,4 @@ def test_a_part_that_exceeds_an_event_is_split() -> None:
     assert sorted(everybody) == sorted(person.disbursement_id for person in people)
     assert {one.reason for one in event.unresolved} == {"NOT_LINKED", "PART_TOO_LARGE"}
     assert event.total_minor + event.unresolved_total_minor == batch.total_minor
-    assert sealer.open(event.sealed, "BatchAddressesResolved", UUID(int=1), UUID(int=2), 1)["D1"]["name"] == names["D1"]["name"]
+    assert SEALER.open(event.sealed, "BatchAddressesResolved", UUID(int=1), UUID(int=2), 1)["D1"]["name"] == names["D1"]["name"]
