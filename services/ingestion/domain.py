@@ -141,32 +141,32 @@ class Book:
 
     def judge(self, chunk: Chunk) -> Verdict:
         """All of a chunk is taken, or nothing of it."""
-        rows = chunk.rows
-        faults = self._envelope_faults(chunk)
+        ids, people, amounts, *_ = zip(*chunk.rows, strict=True)
+        count, total = len(amounts), sum(amounts)
+        faults = self._envelope_faults(chunk.received_on, count, total)
         warnings: list[Fault] = []
         if not faults:
-            faults = self._repeated_ids(rows)
-            same = self._same_people(rows)
+            faults = self._repeated_ids(ids)
+            same = self._same_people(people)
             faults, warnings = (faults + same, []) if self.refuse_same_person else (faults, same)
         if not faults:
-            self.received += len(rows)
-            self.received_minor += sum(row[2] for row in rows)
-            self.ids.update(row[0] for row in rows)
-            self.people.update(row[1] for row in rows)
-        return Verdict(chunk.submission, len(rows), faults[:MAX_FAULTS], [] if faults else warnings)
+            self.received += count
+            self.received_minor += total
+            self.ids.update(ids)
+            self.people.update(people)
+        return Verdict(chunk.submission, count, faults[:MAX_FAULTS], [] if faults else warnings)
 
     @property
     def complete(self) -> bool:
         return self.received == self.declared and self.received_minor == self.declared_minor
 
-    def _envelope_faults(self, chunk: Chunk) -> list[Fault]:
+    def _envelope_faults(self, received_on: date, count: int, total: int) -> list[Fault]:
         if self.state in ENDED:
             return [already_cancelled()]
-        if chunk.received_on > self.schedule_date:
+        if received_on > self.schedule_date:
             text = f"the envelope's date, {self.schedule_date}, had passed when this came; cancel it and submit a new one"
             return [Fault("DISBURSEMENT_ENVELOPE_DATE_PASSED", "", text)]
         faults = []
-        count, total = len(chunk.rows), sum(row[2] for row in chunk.rows)
         if self.received + count > self.declared:
             text = f"{self.declared} are declared and {self.received} are there; {count} more are too many"
             faults.append(Fault("NO_OF_DISBURSEMENTS_EXCEEDS_DECLARED", "/count", text))
@@ -175,8 +175,7 @@ class Book:
             faults.append(Fault("TOTAL_DISBURSEMENT_QUANTITY_EXCEEDS_DECLARED", "/total_minor", text))
         return faults
 
-    def _repeated_ids(self, rows: Sequence[Row]) -> list[Fault]:
-        ids = [row[0] for row in rows]
+    def _repeated_ids(self, ids: Sequence[str]) -> list[Fault]:
         if self.ids.isdisjoint(ids) and len(set(ids)) == len(ids):
             return []
         return [
@@ -184,8 +183,7 @@ class Book:
             for index in _repeats(ids, self.ids)
         ]
 
-    def _same_people(self, rows: Sequence[Row]) -> list[Fault]:
-        people = [row[1] for row in rows]
+    def _same_people(self, people: Sequence[str]) -> list[Fault]:
         if self.people.isdisjoint(people) and len(set(people)) == len(people):
             return []
         advice = "send one disbursement for each" if self.refuse_same_person else "each disbursement will be paid"

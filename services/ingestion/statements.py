@@ -1,11 +1,13 @@
-"""Statements: a file is stored sealed as it came and scanned for its statements; their lines are read by a job, in runs of
-a few chunks, so that memory stays flat and a process that dies goes on where it was. Ids derive from the content."""
+"""Statements: a file is stored sealed as it came and scanned for its statements; the lines of short ones are read at once,
+those of long ones by a job, in runs of a few chunks, so that memory stays flat and a process that dies goes on where it was.
+Ids derive from the content."""
 
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 from uuid import UUID
 
@@ -66,27 +68,22 @@ class Statements:
         self._sealer = sealer
         self._outbox = outbox
 
-    def receive(self, tx: Tx, incoming: Sequence[Incoming]) -> list[File]:
+    def receive(self, tx: Tx, incoming: Sequence[Incoming], at_once: int = 0) -> list[File]:
         """Store files and announce their statements. What came before changes nothing; a file in which no statement names
-        an account is not stored at all."""
+        an account is not stored at all. Up to `at_once` chunks are read here instead of by the job."""
         files = [_inspect(one) for one in incoming]
         readable = {f.file_id: f for f in files if any(head.reference is not None and head.account for head in f.heads)}
         if readable:
             added = store.add_files(tx, [(f.file_id, f.incoming.source, f.size) for f in readable.values()])
             new = [readable[file_id] for file_id in readable if file_id in added]
             self._store_pieces(tx, new)
-            self._announce(tx, new)
+            self._announce(tx, new, at_once)
         return files
 
     def receive_one(self, tx: Tx, incoming: Incoming) -> File:
-        """The same for one file, whose short statements are read at once: nobody waits for the job then."""
-        file = self.receive(tx, [incoming])[0]
-        short = store.short_statements(tx, file.file_id, RUN_CHUNKS)
-        if short:
-            tx.lock_exclusive(lock_key("ingestion", statement_id) for statement_id in short)
-        for statement_id in short:
-            self.read(tx, str(statement_id), incoming.cause)
-        return file
+        """The same for one file, whose short statements are read at once: nobody waits for the job then, and nothing is
+        opened again that was only just sealed."""
+        return self.receive(tx, [incoming], RUN_CHUNKS)[0]
 
     def _store_pieces(self, tx: Tx, files: Sequence[File]) -> None:
         pieces: list[tuple[UUID, int, bytes]] = []
@@ -101,12 +98,23 @@ class Statements:
         if pieces:
             store.add_pieces(tx, pieces)
 
-    def _announce(self, tx: Tx, files: Sequence[File]) -> None:
-        rows = {row["statement_id"]: (row, file.incoming.cause) for file in files for row in self._rows(file)}
+    def _announce(self, tx: Tx, files: Sequence[File], at_once: int) -> None:
+        rows = {row["statement_id"]: (row, file.incoming) for file in files for row in self._rows(file)}
         added = store.add_statements(tx, [row for row, _ in rows.values()])
-        opened = [(row, cause) for row, cause in rows.values() if row["statement_id"] in added and row["state"] != "REJECTED"]
-        self._outbox.append(tx, [_opened(row, cause) for row, cause in opened])
-        to_read = [(row["statement_id"], cause) for row, cause in opened if row["state"] == "READING"]
+        opened = [(row, one) for row, one in rows.values() if row["statement_id"] in added and row["state"] != "REJECTED"]
+        out = [_opened(row, one.cause) for row, one in opened]
+        to_read: list[tuple[UUID, Cause]] = []
+        for row, one in opened:
+            if 0 < row["chunks"] <= at_once:  # without a lock, since before the commit nobody else sees it
+                at_once -= row["chunks"]
+                statement = SimpleNamespace(**row, chunks_read=0)
+                lines = self._read(tx, statement, _pieces(one.file, statement.next_byte), one.cause)
+                out += lines
+                if len(lines) == statement.chunks:
+                    continue
+            if row["chunks"]:
+                to_read.append((row["statement_id"], one.cause))
+        self._outbox.append(tx, out)
         if to_read:
             ids = [statement_id for statement_id, _ in to_read]
             make_due(tx, READ_STATEMENT, list(map(str, ids)), [lock_key("ingestion", i) for i in ids], to_read[-1][1])
@@ -135,11 +143,18 @@ class Statements:
             }
 
     def read(self, tx: Tx, subject: str, cause: Cause) -> None:
-        """Job `read-statement`: a few chunks of lines, then ask again. A line that can't be read is told, never fatal."""
+        """Job `read-statement`: a few chunks of lines, then ask again."""
         statement = store.statement(tx, UUID(subject))
         if statement.state != "READING":
             return
-        entries = mt940.entries(self._from(tx, statement), statement.next_byte, statement.end_byte)
+        out = self._read(tx, statement, self._from(tx, statement), cause)
+        self._outbox.append(tx, out)
+        if statement.chunks_read + len(out) < statement.chunks:
+            make_due(tx, READ_STATEMENT, [subject], [lock_key("ingestion", statement.statement_id)], cause)
+
+    def _read(self, tx: Tx, statement: Any, pieces: Iterator[bytes], cause: Cause) -> list[Outgoing]:
+        """The next chunks of lines. `pieces` of the file begin at `next_byte`. A line that can't be read is told, never fatal."""
+        entries = mt940.entries(pieces, statement.next_byte, statement.end_byte)
         chunk = statement.chunks_read
         unparsable = 0
         out: list[Outgoing] = []
@@ -151,11 +166,9 @@ class Statements:
             unparsable += len(event.unparsable)
             out.append(outgoing(event, statement.account_token, cause, statement.statement_id, chunk + 1))
             chunk += 1
-        self._outbox.append(tx, out)
         next_byte = following.start if following is not None else statement.end_byte
         store.save_reading(tx, statement.statement_id, chunk, unparsable, next_byte)
-        if chunk < statement.chunks:
-            make_due(tx, READ_STATEMENT, [subject], [lock_key("ingestion", statement.statement_id)], cause)
+        return out
 
     def _from(self, tx: Tx, statement: Any) -> Iterator[bytes]:
         """The file from `next_byte` on."""
@@ -169,19 +182,30 @@ class Statements:
         unparsable: list[dict[str, Any]] = []
         personal: dict[str, Any] = {}
         first = (chunk - 1) * CHUNK_ITEMS + 1
+        clean = mt940.are_clean([text for entry in entries for text in entry.narratives], _NARRATIVE_CHARACTERS)
         for number, entry in enumerate(entries, first):
-            narratives = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.narratives]
+            narratives = entry.narratives
+            if not clean:
+                narratives = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in narratives]
             while narratives and not narratives[-1]:
                 narratives.pop()
             try:
-                line = mt940.parse(entry, statement.currency)
+                mark, amount_minor, value_date, customer_reference, bank_reference = mt940.parse(entry, statement.currency)
             except mt940.Unreadable as error:
                 unparsable.append({"line": number, "reason": str(error)})
                 text = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.fields]
                 personal[str(number)] = {"text": text, "narratives": narratives}
                 continue
-            fifth = narratives[4][:_FIFTH_CHARACTERS] if len(narratives) > 4 else ""
-            lines.append({"line": number, **line._asdict(), "fifth_narrative": fifth})
+            line = {
+                "line": number,
+                "mark": mark,
+                "amount_minor": amount_minor,
+                "value_date": value_date,
+                "customer_reference": customer_reference,
+                "bank_reference": bank_reference,
+                "fifth_narrative": narratives[4][:_FIFTH_CHARACTERS] if len(narratives) > 4 else "",
+            }
+            lines.append(line)
             personal[str(number)] = {"narratives": narratives}
         return self._event(statement, chunk, lines, unparsable, personal)
 
@@ -228,8 +252,8 @@ def _inspect(incoming: Incoming) -> File:
     return File(incoming, derived_id("statement-file", digest.hexdigest()), size, heads)
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    file.seek(0)
+def _pieces(file: BinaryIO, start: int = 0) -> Iterator[bytes]:
+    file.seek(start)
     while piece := file.read(PIECE_BYTES):
         yield piece
 

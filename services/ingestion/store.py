@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import repeat
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -275,11 +276,12 @@ def known(tx: Tx, envelope: int, ids: Sequence[str], people: Sequence[str]) -> t
 
 def add_disbursements(tx: Tx, envelope: int, rows: Sequence[Row], batch: int, position: int) -> None:
     """COPY rows in their order; the first gets this batch and position (from 0), batches have 1,000."""
-    start = batch * 1000 + position
+    ids, people, amounts, *_ = zip(*rows, strict=True)
+    places = range(batch * 1000 + position, batch * 1000 + position + len(rows))
     tx.copy(
         "disbursements",
         ("envelope", "disbursement_id", "beneficiary_id", "amount_minor", "batch", "position"),
-        ((envelope, row[0], row[1], row[2], k // 1000, k % 1000 + 1) for k, row in enumerate(rows, start)),
+        zip(repeat(envelope), ids, people, amounts, [k // 1000 for k in places], [k % 1000 + 1 for k in places]),
     )
 
 
@@ -370,17 +372,6 @@ def add_statements(tx: Tx, statements: Sequence[Mapping[str, Any]]) -> set[UUID]
 
 def statement(tx: Tx, statement_id: UUID) -> Any:
     return tx.one("SELECT * FROM statements WHERE statement_id = %(id)s", id=statement_id)
-
-
-def short_statements(tx: Tx, file_id: UUID, limit: int) -> list[UUID]:
-    """Statements of a file which are still to be read and have a single chunk."""
-    rows = tx.rows(
-        """SELECT statement_id FROM statements WHERE file_id = %(id)s AND state = 'READING' AND chunks = 1
-           ORDER BY next_byte LIMIT %(limit)s""",
-        id=file_id,
-        limit=limit,
-    )
-    return [row.statement_id for row in rows]
 
 
 def save_reading(tx: Tx, statement_id: UUID, chunks_read: int, unparsable: int, next_byte: int) -> None:

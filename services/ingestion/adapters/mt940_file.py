@@ -7,14 +7,16 @@ SWIFT's MT940 as banks write it; the details were checked against `mt-940` 5.1.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from mt940 import tags
 
-from libs.common.money import MoneyError, scale, to_minor
+from libs.common.money import MoneyError, checked, scale, to_minor
 
 MAX_LINE_BYTES = 2_000  # of text; what is longer is no MT940
 MAX_NARRATIVES = 20
@@ -24,15 +26,19 @@ _MAX_REFERENCE = 35
 
 # StatementGLS: a customer reference is never cut at 16 characters, where its head could look like another's.
 _LINE = tags.StatementGLS()
+_GROUPS = ("year", "month", "day", "status", "id", "amount", "customer_reference", "bank_reference")
 _OPENING = tags.FinalOpeningBalance()
 _NUMBER = tags.StatementNumber()
 _BOM = b"\xef\xbb\xbf"
-_BEGINNINGS = (b":20:", b":25:", b":60", b":61:", b":62")
+_BEGINNING = re.compile(rb"\n:(?:20:|25:|60|61:|62)")
 _ENTRY = b"\n:61:"
 _OF_LINES = (b":61:", b":86:")
+_OF_HEAD = re.compile(rb"\n:(?!61:|86:)")
+_UNUSUAL = (b"\r", b"\t", b"\v", b"\f", b"{", b" \n", b"\n\n", b"\n-")  # what may be left out of a digest
 _TAG = re.compile(rb":(\d\d[A-Z]?|NS):")
 _TYPE = re.compile(r"[NSF][A-Z0-9]{3}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
+_NOT_A_LINE = "not in the form of :61: (date, mark, amount, type, references)"
 _MARKS: dict[str, Literal["D", "C", "RD", "RC"]] = {"D": "D", "C": "C", "RD": "RD", "RC": "RC"}
 
 
@@ -75,8 +81,9 @@ class Unreadable(ValueError):
     """A line that is not MT940; the text says why and holds nothing of its content."""
 
 
-def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, list[bytes]]]:
-    """(first byte, lines without their LF) of consecutive pieces of a file, the first of which begins at byte `start`.
+def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(first byte, text) of consecutive pieces of a file, the first of which begins at byte `start`. A text is whole lines,
+    without the last LF.
 
     By blocks, since a statement has a million lines. A line over MAX_LINE_BYTES comes clipped and in a block of its own, so
     that a file without line ends costs no memory and the byte of every other line is the sum of those before it."""
@@ -88,19 +95,29 @@ def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, list[
             size += len(rest)
             if not newline:
                 continue
-            yield start, [begun]
+            yield start, begun
             start += size + 1
-        *lines, last = piece.split(b"\n")
-        if lines and max(map(len, lines)) > MAX_LINE_BYTES:
-            for line in lines:
-                yield start, [line[:MAX_LINE_BYTES]]
+        text, newline, last = piece.rpartition(b"\n")
+        if newline and _has_long_line(text):
+            for line in text.split(b"\n"):
+                yield start, line[:MAX_LINE_BYTES]
                 start += len(line) + 1
-        elif lines:
-            yield start, lines
-            start += len(piece) - len(last)
+        elif newline:
+            yield start, text
+            start += len(text) + 1
         begun, size = last[:MAX_LINE_BYTES], len(last)
     if size:
-        yield start, [begun]
+        yield start, begun
+
+
+def _has_long_line(text: bytes) -> bool:
+    """Found in leaps: from a line's end to the last one within the limit."""
+    at = 0
+    while len(text) - at > MAX_LINE_BYTES:
+        at = text.rfind(b"\n", at, at + MAX_LINE_BYTES + 1) + 1
+        if not at:
+            return True
+    return False
 
 
 def scan(pieces: Iterable[bytes]) -> list[Head]:
@@ -108,40 +125,33 @@ def scan(pieces: Iterable[bytes]) -> list[Head]:
     heads: list[Head] = []
     content = _Digest()
     end = 0
-    for start, lines in blocks(pieces):
-        if start == 0 and lines[0].startswith(_BOM):
-            lines[0] = lines[0].removeprefix(_BOM)
-            start = len(_BOM)
-        first = 0 if heads else next((n for n, line in enumerate(lines) if line.startswith(_BEGINNINGS)), len(lines))
+    for start, text in blocks(pieces):
+        if start == 0 and text.startswith(_BOM):
+            text, start = text.removeprefix(_BOM), len(_BOM)
+        text = b"\n" + text  # every line begins behind an LF; the one at text[n] is at byte start + n
+        end = start + len(text)
+        first = None if heads else _BEGINNING.search(text)
+        if first is None and not heads:
+            continue
         # Looked at are the lines which begin a statement or say something of it, not its thousands of payments.
-        marks = [n for n, line in enumerate(lines) if line[:1] == b":" and (line[:4] not in _OF_LINES or n == first)]
-        at, place = 0, start
-        for n in (*marks, len(lines)):
-            skipped = lines[at:n]
-            if heads:
-                content.add(skipped)
-                heads[-1].lines += [line[:4] for line in skipped].count(b":61:")
-            place += sum(map(len, skipped)) + len(skipped)
-            if n == len(lines):
-                break
-            line, at = lines[n], n + 1
-            if line.startswith(b":20:") or (not heads and line.startswith(_BEGINNINGS)):
+        begin = first.start() if first else 0
+        cuts = sorted({begin, *(found.start() for found in _OF_HEAD.finditer(text, begin)), len(text)})
+        for at, following in pairwise(cuts):
+            tag = text[at + 1 : at + 5]
+            if tag == b":20:" or not heads:
                 if heads:
-                    heads[-1].end, heads[-1].digest = place, content.value()
-                heads.append(Head(place))
+                    heads[-1].end, heads[-1].digest = start + at, content.value()
+                heads.append(Head(start + at))
                 content = _Digest()
-            if heads:
-                content.add([line])
-                if line.startswith(b":61:"):
-                    heads[-1].lines += 1
-                else:
-                    _read_head(heads[-1], line)
-            place += len(line) + 1
-        end = place
+            content.add(text[at:following])
+            heads[-1].lines += text.count(_ENTRY, at, following)
+            if tag[:1] == b":" and tag not in _OF_LINES:
+                line_end = text.find(b"\n", at + 1, following)
+                _read_head(heads[-1], text[at + 1 : following if line_end < 0 else line_end])
     if heads:
         heads[-1].end, heads[-1].digest = end, content.value()
-    for found in heads:
-        found.fault = _fault(found)
+    for head in heads:
+        head.fault = _fault(head)
     return heads
 
 
@@ -150,19 +160,18 @@ class _Digest:
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self._lines: list[bytes] = []
 
-    def add(self, lines: Iterable[bytes]) -> None:
-        self._lines += [line for line in map(bytes.rstrip, lines) if line and (line[0] not in b"-{" or _counts(line))]
-        if len(self._lines) >= 1000:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._hash.update(b"\n".join([*self._lines, b""]))
-        self._lines.clear()
+    def add(self, text: bytes) -> None:
+        """Lines, each behind an LF."""
+        text = text.rstrip().replace(b"\r\n", b"\n")
+        if any(unusual in text for unusual in _UNUSUAL):
+            lines = map(bytes.rstrip, text.split(b"\n"))
+            text = b"\n".join([b"", *(line for line in lines if line and (line[0] not in b"-{" or _counts(line)))])
+        if text:
+            self._hash.update(text[1:])
+            self._hash.update(b"\n")
 
     def value(self) -> str:
-        self._flush()
         return self._hash.hexdigest()
 
 
@@ -203,6 +212,10 @@ def _balance(value: str) -> tuple[str | None, int | None]:
 
 def _minor(amount: str, currency: str) -> int:
     """SWIFT's "100,25", "500," -> minor units. Raises MoneyError."""
+    whole, _, fraction = amount.partition(",")
+    digits = whole + fraction
+    if whole and len(fraction) == scale(currency) and digits.isascii() and digits.isdecimal():  # as nearly all are
+        return checked(int(digits))
     return to_minor(amount.replace(",", ".").removesuffix("."), currency)
 
 
@@ -277,21 +290,28 @@ def parse(entry: Entry, currency: str) -> Line:
     if len(value) > _MAX_FIELD_61:
         raise Unreadable("longer than a :61: can be")
     found = _LINE.re.match(value)  # not its `parse`, which writes what it can't read, account data, into the log
-    # The library takes any four characters for the type, or none: a damaged amount would pass as a smaller one.
-    if found is None or not _TYPE.fullmatch(found["id"] or ""):
-        raise Unreadable("not in the form of :61: (date, mark, amount, type, references)")
+    if found is None:
+        raise Unreadable(_NOT_A_LINE)
+    year, month, day, status, kind, amount_text, customer, bank = found.group(*_GROUPS)
+    value_date, mark = _form(year, month, day, status, kind)
     try:
-        day = date(2000 + int(found["year"]), int(found["month"]), int(found["day"]))
-    except ValueError:
-        raise Unreadable("the value date is not a date") from None
-    try:
-        amount = _minor(found["amount"], currency)
+        amount = _minor(amount_text, currency)
     except MoneyError:
         raise Unreadable(f"the amount is not one of {currency}, with at most {scale(currency)} decimals") from None
     if amount <= 0:
         raise Unreadable("the amount is zero")
-    customer, bank = found["customer_reference"] or "", found["bank_reference"] or ""
-    return Line(_MARKS[found["status"].upper()], amount, day, clean(customer, _MAX_REFERENCE), clean(bank, _MAX_REFERENCE))
+    return Line(mark, amount, value_date, clean(customer or "", _MAX_REFERENCE), clean(bank or "", _MAX_REFERENCE))
+
+
+@lru_cache(maxsize=256)  # the same in nearly all lines of a statement
+def _form(year: str, month: str, day: str, status: str, kind: str | None) -> tuple[date, Literal["D", "C", "RD", "RC"]]:
+    # The library takes any four characters for the type, or none: a damaged amount would pass as a smaller one.
+    if not _TYPE.fullmatch(kind or ""):
+        raise Unreadable(_NOT_A_LINE)
+    try:
+        return date(2000 + int(year), int(month), int(day)), _MARKS[status.upper()]
+    except ValueError:
+        raise Unreadable("the value date is not a date") from None
 
 
 def clean(value: str, characters: int) -> str:
@@ -300,6 +320,17 @@ def clean(value: str, characters: int) -> str:
     if not value.isprintable():
         value = "".join(c if c.isprintable() else "\ufffd" for c in value)
     return value[:characters]
+
+
+def are_clean(texts: Sequence[str], characters: int) -> bool:
+    """Whether `clean` would change none of them: told at once, for narratives by the thousand."""
+    lines = "\n".join(["", *texts, ""])
+    return (
+        "".join(texts).isprintable()
+        and " \n" not in lines  # of what is printable, only this is a space
+        and "\n " not in lines
+        and max(map(len, texts), default=0) <= characters
+    )
 
 
 def _text(line: bytes) -> str:

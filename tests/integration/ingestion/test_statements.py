@@ -117,6 +117,22 @@ def test_several_statements_in_one_file_and_a_bad_line(world: World) -> None:
     assert rows[SEALER.token("C")].reason.startswith("NO_CLOSING_BALANCE")
 
 
+def test_short_statements_are_read_at_once_and_the_others_by_the_job(world: World) -> None:
+    process = world.run("ingestion", **TOKENS)
+    world.sql("ingestion", "INSERT INTO paused (stage, who, why) VALUES ('read-statement', 'ann', 'a test')")
+    sizes = {"A": 2100, "B": 2100, "C": 7}
+    content = "".join(statement_text(account, debits(lines)) for account, lines in sizes.items())
+    assert post(process, content.encode()).status_code == 200
+    assert post(process, content.encode()).status_code == 200  # what came before changes nothing
+    states = {row.account_token: row.state for row in world.sql("ingestion", "SELECT account_token, state FROM ops_statements")}
+    assert states == {SEALER.token("A"): "READ", SEALER.token("B"): "READING", SEALER.token("C"): "READ"}
+    world.sql("ingestion", "DELETE FROM paused")
+    for statement in opened(world, 3):
+        lines = [line for chunk in read(world, statement) for line in chunk.lines]
+        assert sorted(line.amount_minor for line in lines) == [1000 + n for n in range(1, statement.lines + 1)]
+    assert not world.sql("ingestion", "SELECT 1 FROM due")
+
+
 def test_http_refusals(world: World) -> None:
     process = world.run("ingestion", ALMONER_INGESTION_STATEMENT_MAX_BYTES="1000000", **TOKENS)
     text = statement_text("A", debits(1)).encode()

@@ -71,6 +71,22 @@ def test_same_content_has_the_same_digest_whatever_is_around_it() -> None:
     assert three.digest == one.digest != four.digest
 
 
+@given(st.lists(st.sampled_from(["", " ", "\t", "-", "-}{5:}", "{1:F01}", "\x0b\r"]), max_size=3), st.integers(0, 40))
+def test_what_is_between_the_lines_does_not_change_the_digest(between: list[str], place: int) -> None:
+    lines = text(LINES).split("\r\n")
+    place = min(place, len(lines))
+    changed = "\n".join([*lines[:place], *between, *lines[place:]])
+    [(one, _)], [(two, _)] = read(text(LINES).encode()), read(changed.encode())
+    assert one.digest == two.digest
+    [(three, _)] = read(text(LINES).replace("BANK1", "- BANK1").encode())
+    assert three.digest != one.digest
+
+
+@given(st.lists(st.text(" a\té\r\n\u2028\xa0", max_size=5), max_size=4))
+def test_what_is_clean_is_left_alone(texts: list[str]) -> None:
+    assert mt940.are_clean(texts, 3) == all(mt940.clean(one, 3) == one for one in texts)
+
+
 @pytest.mark.parametrize(
     ("currency", "minor", "shown"), [("EUR", 10025, "100,25"), ("JPY", 500, "500,"), ("KWD", 1234, "1,234")]
 )
@@ -166,6 +182,12 @@ def test_any_bytes(parts: list[bytes], piece_bytes: int) -> None:
             assert line.customer_reference.isprintable()
 
 
+@given(st.lists(st.one_of(_FRAGMENTS, st.binary(max_size=40))), st.integers(1, 20))
+def test_heads_do_not_depend_on_the_pieces(parts: list[bytes], piece_bytes: int) -> None:
+    data = b"\n:20:R\n".join([b"", *parts])
+    assert mt940.scan(pieces_of(data, piece_bytes)) == mt940.scan([data])
+
+
 @given(st.lists(st.binary(max_size=30), max_size=20), st.integers(1, 20))
 def test_lines_do_not_depend_on_the_pieces(lines: list[bytes], piece_bytes: int) -> None:
     data = b"\n".join(lines)
@@ -174,11 +196,11 @@ def test_lines_do_not_depend_on_the_pieces(lines: list[bytes], piece_bytes: int)
     assert all(data[start : start + len(line)] == line for start, line in found)
 
 
-def placed(blocks: Iterable[tuple[int, list[bytes]]]) -> list[tuple[int, bytes]]:
+def placed(blocks: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """(first byte, line) of every line."""
     found = []
-    for start, lines in blocks:
-        for line in lines:
+    for start, text in blocks:
+        for line in text.split(b"\n"):
             found.append((start, line))
             start += len(line) + 1
     return found
@@ -186,7 +208,7 @@ def placed(blocks: Iterable[tuple[int, list[bytes]]]) -> list[tuple[int, bytes]]
 
 def test_a_file_without_line_ends_costs_no_memory() -> None:
     pieces = [b":20:" + b"x" * 1_000_000] * 20
-    [(_, [line])] = mt940.blocks(pieces)
+    [(_, line)] = mt940.blocks(pieces)
     assert len(line) == mt940.MAX_LINE_BYTES
 
 
