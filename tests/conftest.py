@@ -16,7 +16,6 @@ from libs.local.supervisor import ROOT
 from tests.support import stacks
 from tests.support.world import Kafka, World
 
-
 # How fast a machine is says nothing of what is tested: no test fails for having been slow to make its examples.
 settings.register_profile("almoner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("almoner")

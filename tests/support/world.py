@@ -36,7 +36,15 @@ class Kafka:
             "log_level": 0,
         }  # the broker ends before its clients: no news
         self.admin = AdminClient(common)
-        self.producer = Producer({**common, "partitioner": "murmur2_random", "linger.ms": 0, "message.max.bytes": 4_500_000})
+        self.producer = Producer(
+            {
+                **common,
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "linger.ms": 0,
+                "message.max.bytes": 4_500_000,
+            }
+        )
         self.consumer = Consumer(
             {
                 **common,
