@@ -73,11 +73,11 @@ def _pause(tx: Tx, event: Event[operator.PauseStage]) -> int:
         stage=event.data.stage,
         who=event.data.who,
         why=event.data.why,
-    ).rowcount
+    )
 
 
 def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
-    return tx.run("DELETE FROM paused WHERE stage = %(stage)s", stage=event.data.stage).rowcount
+    return tx.run("DELETE FROM paused WHERE stage = %(stage)s", stage=event.data.stage)
 
 
 def _retry(tx: Tx, event: Event[operator.RetryWork]) -> int:

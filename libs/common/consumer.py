@@ -179,7 +179,7 @@ class Fold:
 
     def _count_failure(self, message: RawMessage, error: Exception) -> int:
         with self.database.transaction() as tx:
-            failures: int = tx.run(
+            failures: int = tx.one(
                 """INSERT INTO failures AS f (topic, partition, message_offset, failures, message)
                    VALUES (%(topic)s, %(partition)s, %(offset)s, 1, %(message)s)
                    ON CONFLICT (topic, partition, message_offset)
@@ -188,7 +188,7 @@ class Fold:
                 partition=message.partition,
                 offset=message.offset,
                 message=type(error).__name__,
-            ).scalar_one()
+            ).failures
         return failures
 
     def _open_breaker(self, tx: Tx) -> None:

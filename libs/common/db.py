@@ -8,15 +8,17 @@ travel by COPY.
 import hashlib
 import io
 import re
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 import psycopg2.extras
 import sqlalchemy
-from sqlalchemy.engine import Connection, CursorResult, Row
+from sqlalchemy.engine import Connection
 
 from libs.common.errors import Transient
 
@@ -33,28 +35,44 @@ _QUOTED = re.compile(r'[\\"]')
 
 
 class Tx:
-    """An open transaction. Whom its rows concern (the relay, the jobs, a kind of call) is woken once it is committed."""
+    """An open transaction. Whom its rows concern (the relay, the jobs, a kind of call) is woken once it is committed.
+
+    SQLAlchemy keeps connections and transactions; statements go to the driver itself, since most of them are as short as what
+    a layer between would cost. Rows are named tuples."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.wakes: set[str] = set()
+        self._cursor: Any = None
 
-    def run(self, sql: str, /, **params: Any) -> CursorResult[Any]:
-        for name, value in params.items():
-            if type(value) is list:
-                params[name] = _array(value)
-        return self.connection.exec_driver_sql(sql, params)
+    def run(self, sql: str, /, **params: Any) -> int:
+        """How many rows it changed."""
+        changed: int = self._execute(sql, params).rowcount
+        return changed
 
-    def rows(self, sql: str, /, **params: Any) -> Sequence[Row[Any]]:
-        return self.run(sql, **params).all()
+    def rows(self, sql: str, /, **params: Any) -> list[Any]:
+        cursor = self._execute(sql, params)
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+        return list(map(_record(tuple([column.name for column in cursor.description]))._make, found))
 
     def tuples(self, sql: str, /, **params: Any) -> list[tuple[Any, ...]]:
         """Plain tuples, for rows by the thousand."""
-        with self.run(sql, **params) as result:
-            return list(result.cursor.fetchall())
+        found: list[tuple[Any, ...]] = self._execute(sql, params).fetchall()
+        return found
 
-    def one(self, sql: str, /, **params: Any) -> Row[Any]:
-        return self.run(sql, **params).one()
+    def one(self, sql: str, /, **params: Any) -> Any:
+        """The only row. Raises ValueError for none or several."""
+        [row] = self.rows(sql, **params)
+        return row
+
+    def _execute(self, sql: str, params: dict[str, Any]) -> Any:
+        for name, value in params.items():
+            if type(value) is list:
+                params[name] = _array(value)
+        if self._cursor is None:
+            self._cursor = self.connection.connection.cursor()
+        self._cursor.execute(sql, params)
+        return self._cursor
 
     def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """COPY rows of str, int, UUID, date, bool or None into a table; the fastest way in for hundreds of rows and more."""
@@ -74,7 +92,7 @@ class Tx:
 
     def try_lock_exclusive(self, key: int) -> bool:
         """The lock if nobody holds it now. Waiting for it would make all who come after us wait as well."""
-        return bool(self.run("SELECT pg_try_advisory_xact_lock(%(key)s)", key=key).scalar_one())
+        return bool(self.one("SELECT pg_try_advisory_xact_lock(%(key)s)", key=key)[0])
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -110,6 +128,8 @@ class Database:
                 tx = Tx(connection)
                 yield tx
         except (sqlalchemy.exc.DBAPIError, psycopg2.Error) as error:
+            if _is_lost(_original(error)):
+                self.engine.dispose(close=False)  # the others that wait in the pool are as dead
             if is_transient(error):
                 raise Transient(f"database: {str(error.args[0]).strip()}") from error
             raise
@@ -123,12 +143,25 @@ class Database:
 
 
 def is_transient(error: BaseException) -> bool:
-    original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
-    state = getattr(original, "pgcode", None)
-    if state is None:  # the connection itself broke, or never came about
-        lost = isinstance(original, psycopg2.OperationalError | psycopg2.InterfaceError)
-        return lost or type(original) is psycopg2.DatabaseError  # so libpq reports a result that broke off
-    return str(state).startswith(_TRANSIENT_STATES)
+    original = _original(error)
+    return _is_lost(original) or str(getattr(original, "pgcode", "")).startswith(_TRANSIENT_STATES)
+
+
+def _original(error: BaseException) -> BaseException | None:
+    return error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+
+
+def _is_lost(original: BaseException | None) -> bool:
+    """The connection itself broke, or never came about."""
+    if getattr(original, "pgcode", None) is not None:
+        return False
+    broken = isinstance(original, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return broken or type(original) is psycopg2.DatabaseError  # so libpq reports a result that broke off
+
+
+@lru_cache(maxsize=1000)
+def _record(names: tuple[str, ...]) -> Any:
+    return namedtuple("Row", names, rename=True)
 
 
 def lock_key(service: str, envelope_id: UUID) -> int:

@@ -4,15 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy.engine import Row
-
 from libs.common.clock import known_time_zone
 from libs.common.contracts.base import BatchHeader, EnvelopeHeader
 from libs.common.db import Tx, lock_key
 from libs.common.errors import Malformed
 from services.funds.domain import Line
-
-Rows = Sequence[Row[Any]]
 
 
 def ensure_envelopes(tx: Tx, headers: Iterable[EnvelopeHeader]) -> None:
@@ -105,7 +101,7 @@ def take_parts(tx: Tx, parts: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int
     return {(row.batch_id, row.part) for row in rows}
 
 
-def intake_context(tx: Tx, envelope_ids: Sequence[UUID]) -> dict[UUID, Row[Any]]:
+def intake_context(tx: Tx, envelope_ids: Sequence[UUID]) -> dict[UUID, Any]:
     """What an arriving batch must know of its envelope. Read after the shared lock."""
     rows = tx.rows(
         """SELECT e.envelope_id, e.funds, e.cancelling, e.lock_key,
@@ -287,7 +283,7 @@ def lock_keys_of(tx: Tx, instructions: Sequence[int]) -> list[int]:
     return [row.lock_key for row in rows]
 
 
-def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Row[Any]]:
+def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Any]:
     """The instructions, locked in order: their counters are about to change."""
     rows = tx.rows(
         """SELECT i.instruction, i.incarnation, i.state, i.batch_id, i.envelope_id, i.count, i.cancelled_count, i.refused_count,
@@ -404,7 +400,7 @@ def end_refusals(tx: Tx, keys: Sequence[tuple[int, int]]) -> None:
     )
 
 
-def refused_of(tx: Tx, instruction: int) -> Rows:
+def refused_of(tx: Tx, instruction: int) -> list[Any]:
     """The payments of an instruction that are held or sent anew because the bank refused them."""
     return tx.rows(
         """SELECT instruction, position, state FROM held

@@ -15,7 +15,7 @@ from libs.common.money import to_text, to_texts
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded, Sufficient
 
-_AMOUNTS = (b'"payment_amount":', b'"amount":', b'"total_funds_needed":')
+_AMOUNTS = {"check_funds": "total_funds_needed", "initiate_payment": "payment_amount"}  # other verbs: "amount"
 Read = Mapping[str, Any] | NotSent | MaybeDone  # what the bank said, if it did
 
 _LONG_NUMBER = re.compile(r"\d{5,}")
@@ -83,19 +83,17 @@ class ExampleBank:
     async def _call(
         self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object, headers: Mapping[str, str] | None = None
     ) -> Read:
-        response = await post(client, claim, f"{self._url}/{verb}", wire_json(body), headers)
+        content = wire_json(body, _AMOUNTS.get(verb, "amount"))
+        response = await post(client, claim, f"{self._url}/{verb}", content, headers)
         return response if isinstance(response, NotSent | MaybeDone) else read_response(response.status_code, response.content)
 
 
-def wire_json(body: object) -> bytes:
-    """JSON in which amounts are exact decimal numbers (they are written as text, and unquoted here; floats would not be exact).
-    A quote inside a value is escaped, so these names in quotes are keys."""
-    content = to_json(body)
-    for key in _AMOUNTS:
-        first, *rest = content.split(key + b'"')
-        if rest:
-            content = key.join([first, *(part.replace(b'"', b"", 1) for part in rest)])
-    return content
+def wire_json(body: object, amount: str) -> bytes:
+    """JSON in which the field `amount` is an exact decimal number (it is written as text, and unquoted here; a float would not
+    be exact). A quote inside a value is escaped, so the name in quotes is the key."""
+    key = f'"{amount}":'.encode()
+    first, *rest = to_json(body).split(key + b'"')
+    return key.join([first, *(part.replace(b'"', b"", 1) for part in rest)])
 
 
 def read_response(status_code: int, content: bytes) -> Read:
