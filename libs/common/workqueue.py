@@ -100,11 +100,12 @@ State = Literal["DONE", "PENDING", "UNKNOWN", "ERROR"]
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A claim with what came of it; `state` is where the work row stands now."""
+    """A claim with what came of it; `state` is where the work row stands now, `request` what `take` made (None: not called)."""
 
     claim: Claim
     answer: Answer | Unknown
     state: State
+    request: Any = None
 
 
 class CallOut(Protocol):
@@ -343,15 +344,14 @@ class Worker:
             _log.exception("a call failed", kind=self.kind, subject=claim.subject)
             return (NotSent if self._callout.read else MaybeDone)("BUG", type(error).__name__)
 
-    def settle(self, claim: Claim, answer: Answer) -> None:
+    def settle(self, claim: Claim, request: Any, answer: Answer) -> None:
         """Store what came of a call; if the lease is no longer ours, only that it came too late."""
         crash.reached("call.after_answer", 1, self.kind)
         with self._database.transaction() as tx:
             (tx.lock_exclusive if self._callout.exclusive else tx.lock_shared)([claim.lock_key])
             state = self._settle_row(tx, claim, answer)
-            self._log_attempt(tx, claim, answer, late=state is None)
             if state is not None:
-                self._callout.settle(tx, Settled(claim, answer, state))
+                self._callout.settle(tx, Settled(claim, answer, state, request))
             crash.reached("call.before_settle_commit", 1, self.kind)
         outcome = type(answer).__name__ if state is not None else "late"
         metrics.CALLS.labels(self.kind, outcome).inc()
@@ -363,21 +363,27 @@ class Worker:
         crash.reached("call.after_settle", 1, self.kind)
 
     def _settle_row(self, tx: Tx, claim: Claim, answer: Answer) -> State | None:
-        """Guarded by the lease token. None: the lease was taken over or voided, nothing changed."""
+        """Guarded by the lease token. None: the lease was taken over or voided, and only the attempt's own story is written."""
         limits = self._limits
         ambiguous = isinstance(answer, MaybeDone)
-        row = tx.rows(
-            """UPDATE work SET
-                   state = CASE WHEN %(done)s THEN 'DONE'
-                                WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'
-                                WHEN tries < %(max_attempts)s THEN 'PENDING'
-                                WHEN ambiguous OR %(ambiguous)s THEN 'UNKNOWN' ELSE 'ERROR' END,
-                   ambiguous = NOT %(done)s AND (ambiguous OR %(ambiguous)s),
-                   code = %(code)s, message = %(message)s, attempts_finished = attempts_started,
-                   due_at = clock_timestamp() + make_interval(secs => %(backoff)s),
-                   lease_token = NULL, leased_until = NULL, updated_at = clock_timestamp()
-               WHERE kind = %(kind)s AND subject = %(subject)s AND state = 'CLAIMED' AND lease_token = %(token)s
-               RETURNING state""",
+        state: State | None = tx.one(
+            """WITH settled AS (
+                   UPDATE work SET
+                       state = CASE WHEN %(done)s THEN 'DONE'
+                                    WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'
+                                    WHEN tries < %(max_attempts)s THEN 'PENDING'
+                                    WHEN ambiguous OR %(ambiguous)s THEN 'UNKNOWN' ELSE 'ERROR' END,
+                       ambiguous = NOT %(done)s AND (ambiguous OR %(ambiguous)s),
+                       code = %(code)s, message = %(message)s, attempts_finished = attempts_started,
+                       due_at = clock_timestamp() + make_interval(secs => %(backoff)s),
+                       lease_token = NULL, leased_until = NULL, updated_at = clock_timestamp()
+                   WHERE kind = %(kind)s AND subject = %(subject)s AND state = 'CLAIMED' AND lease_token = %(token)s
+                   RETURNING state),
+               logged AS (
+                   UPDATE attempts SET finished_at = clock_timestamp(), outcome = %(outcome)s, code = %(code)s,
+                          message = %(message)s, late = NOT EXISTS (SELECT 1 FROM settled)
+                   WHERE kind = %(kind)s AND subject = %(subject)s AND lease_token = %(token)s)
+               SELECT (SELECT state FROM settled) AS state""",
             kind=self.kind,
             subject=claim.subject,
             token=claim.lease_token,
@@ -385,25 +391,12 @@ class Worker:
             ambiguous=ambiguous,
             repeatable=not ambiguous or answer.repeatable,  # type: ignore[union-attr]
             max_attempts=limits.max_attempts,
-            code=None if isinstance(answer, Done) else answer.code,
-            message=None if isinstance(answer, Done) else answer.message[:500],
-            backoff=backoff_seconds(claim.attempt, limits.backoff_max_seconds, limits.backoff_first_seconds),
-        )
-        return row[0].state if row else None
-
-    def _log_attempt(self, tx: Tx, claim: Claim, answer: Answer, *, late: bool) -> None:
-        tx.run(
-            """UPDATE attempts SET finished_at = clock_timestamp(), outcome = %(outcome)s, code = %(code)s,
-                      message = %(message)s, late = %(late)s
-               WHERE kind = %(kind)s AND subject = %(subject)s AND lease_token = %(token)s""",
-            kind=self.kind,
-            subject=claim.subject,
-            token=claim.lease_token,
             outcome=type(answer).__name__,
             code=None if isinstance(answer, Done) else answer.code,
             message=None if isinstance(answer, Done) else answer.message[:500],
-            late=late,
-        )
+            backoff=backoff_seconds(claim.attempt, limits.backoff_max_seconds, limits.backoff_first_seconds),
+        ).state
+        return state
 
     async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.5) -> None:
         """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled."""
@@ -432,7 +425,7 @@ class Worker:
         answer = await self.call(client, claim, request)
         attempt = 0
         try:
-            while await _when_possible(self._settled, claim, answer) is None:
+            while await _when_possible(self._settled, claim, request, answer) is None:
                 attempt += 1
                 await asyncio.sleep(backoff_seconds(attempt, 5.0))  # the answer is worth waiting for the database
         except Fatal:
@@ -441,8 +434,8 @@ class Worker:
             _log.exception("an answer could not be stored; the others go on", kind=self.kind, subject=claim.subject)
             await _when_possible(self._blame, claim.subject, error)
 
-    def _settled(self, claim: Claim, answer: Answer) -> bool:
-        self.settle(claim, answer)
+    def _settled(self, claim: Claim, request: Any, answer: Answer) -> bool:
+        self.settle(claim, request, answer)
         return True
 
 

@@ -292,7 +292,7 @@ class Dispatch(_Call):
             decisions.refuse_instruction(tx, self._outbox, number, answer.value.code, answer.value.message, cause)
             self._advance(tx, claim, row.envelope_id, cause)
         elif isinstance(answer, Done):
-            self._accepted(tx, number, row, answer.value, cause)
+            self._accepted(tx, number, settled.request, answer.value, cause)
             if row.cancelling or answer.value.refused:
                 self._advance(tx, claim, row.envelope_id, cause)
         elif settled.state == "UNKNOWN":
@@ -303,20 +303,25 @@ class Dispatch(_Call):
             store.set_instructions(tx, [number], "WAITING", ("SENDING",))
             self._advance(tx, claim, row.envelope_id, cause)
 
-    def _accepted(self, tx: Tx, number: int, row: Any, value: Accepted, cause: Cause) -> None:
-        refused = []
+    def _accepted(self, tx: Tx, number: int, request: _Request, value: Accepted, cause: Cause) -> None:
+        assert request.header is not None
+        live = {payment.position: payment for payment in request.payments}  # as they were sent: nothing of it can have changed
         if value.refused:
             decoded = {domain.decode_reference(reference): (code, text) for reference, code, text in value.refused}
-            live = {p.position: p for p in store.payments_of(tx, [number])}
-            for key, (code, text) in decoded.items():
-                if key is not None and key[:2] == (row.incarnation, number) and key[2] in live:
-                    refused.append((live[key[2]], code, text))
+            refused = [
+                (live.pop(key[2]), code, text)
+                for key, (code, text) in decoded.items()
+                if key is not None and key[:2] == (request.incarnation, number) and key[2] in live
+            ]
             decisions.say_refused(tx, self._outbox, number, refused, cause)
             store.refuse_payments(
                 tx, number, [(payment.position, decisions.reason_code(code), text) for payment, code, text in refused]
             )
         store.set_instructions(tx, [number], "DISPATCHED", ("SENDING",))
-        decisions.say_dispatched(tx, self._outbox, [number], cause)
+        if live:
+            items = [(payment.disbursement_id, payment.amount_minor) for payment in live.values()]
+            event = decisions.dispatched(request.header, request.incarnation, number, items, cause)
+            self._outbox.append(tx, [event])
 
     def _say_unknown(self, tx: Tx, number: int, incarnation: int, code: str, cause: Cause) -> None:
         live = store.payments_of(tx, [number])

@@ -14,7 +14,7 @@ from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, En
 from libs.common.contracts.ingestion import NotCancelled
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
-from libs.common.outbox import Outbox, outgoing
+from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
 from services.funds import store
 from services.funds.config import Settings
@@ -471,12 +471,15 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
     for row in rows:
         if row.instruction in grouped:
             header = BatchHeader.model_validate_json(row.header)
-            body = funds.PaymentsDispatched.model_validate(
-                {"header": header, "instruction": row.instruction, **amounts(grouped[row.instruction])}
-            )
-            because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
-            events.append(outgoing(body, header.batch_id, because, row.incarnation, row.instruction))
+            events.append(dispatched(header, row.incarnation, row.instruction, grouped[row.instruction], cause))
     outbox.append(tx, events)
+
+
+def dispatched(header: BatchHeader, incarnation: int, number: int, items: Sequence[tuple[str, int]], cause: Cause) -> Outgoing:
+    """`items`: (disbursement, minor units) each."""
+    body = funds.PaymentsDispatched.model_validate({"header": header, "instruction": number, **amounts(items)})
+    because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
+    return outgoing(body, header.batch_id, because, incarnation, number)
 
 
 def settle_unknown(tx: Tx, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:

@@ -117,7 +117,7 @@ class Life:
         for claim, request in claims:
             answer = asyncio.run(self._ask(worker, claim, request))
             assert isinstance(answer, Done), answer
-            self.step(f"settle of {kind}", partial(worker.settle, claim, answer))
+            self.step(f"settle of {kind}", partial(worker.settle, claim, request, answer))
 
     @staticmethod
     async def _ask(worker: Worker, claim: Any, request: Any) -> Any:

@@ -79,7 +79,7 @@ def work(database: Database, worker: workqueue.Worker, batches: list[BatchCut], 
         found = [(item, {"fa_type": "BANK_ACCOUNT", "account_number": "1"}) for item in batch.items[hold:]]
         held = [(item, Hold("NOT_LINKED")) for item in batch.items[:hold]]
         with counted(database) as statements:
-            worker.settle(claim, workqueue.Done(Answered(batch, request.part, {}, found, held)))
+            worker.settle(claim, request, workqueue.Done(Answered(batch, request.part, {}, found, held)))
         counts["settle"] = len(statements)
     return counts
 
