@@ -25,7 +25,7 @@ class Used:
 
 
 class Usage:
-    """Looks at /proc several times a second; restarts, replicas and children of a role add up."""
+    """Looks at /proc now and then (peaks are the kernel's own); restarts, replicas and children of a role add up."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -58,7 +58,7 @@ class Usage:
         }
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.25):
+        while not self._stop.wait(2.0):  # what is looked at more often is slowed by it
             self._look()
 
     def _look(self, *, first: bool = False) -> None:

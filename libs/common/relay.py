@@ -9,12 +9,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg2
 import sqlalchemy
 import zstandard
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from libs.common import crash, metrics
-from libs.common.db import Database, lock_key_text
+from libs.common.db import Database, Tx, lock_key_text
 from libs.common.errors import Transient
 from libs.common.log import get
 from libs.common.outbox import load_headers
@@ -23,6 +24,7 @@ BATCH_ROWS = 500
 BATCH_BYTES = 8_000_000
 POLL_SECONDS = 0.05  # for rows of other processes; those of our own wake us
 DELIVERY_SECONDS = 30
+SILENT_SECONDS = DELIVERY_SECONDS + 15  # after which the database ends the session of a process that is frozen, for a replica
 MAX_BODY_BYTES = 8_000_000
 
 # Answers of the broker or the client which no repetition changes.
@@ -54,69 +56,66 @@ class Relay:
         while not stop.is_set():
             try:
                 engine = self._database.engine.execution_options(isolation_level="AUTOCOMMIT")
-                with engine.connect() as session:
-                    if not session.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (key,)).scalar_one():
+                with engine.connect() as connection:
+                    session = Tx(connection)
+                    if not session.one("SELECT pg_try_advisory_lock(%(key)s)", key=key)[0]:
                         stop.wait(1.0)  # another replica's relay is active
                         continue
                     try:
+                        session.run(f"SET idle_session_timeout = '{SILENT_SECONDS}s'")
                         if not tried:
-                            self._try_stuck_again()
+                            session.run("UPDATE outbox SET stuck = NULL WHERE stuck IS NOT NULL")
                             tried = True
                         self._drain_until(stop, session)
                     finally:
-                        session.invalidate()  # ends the session and with it the lock, whatever state it is in
-            except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError, Transient) as error:
+                        connection.invalidate()  # ends the session and with it the lock, whatever state it is in
+            except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError, psycopg2.Error, Transient) as error:
                 _log.warning("relay waits", error=str(error).splitlines()[0])
                 stop.wait(1.0)
 
-    def _drain_until(self, stop: threading.Event, session: sqlalchemy.Connection) -> None:
+    def _drain_until(self, stop: threading.Event, session: Tx) -> None:
         while True:
             self.wake.clear()
             last = stop.is_set()  # whatever was committed before the stop still goes out
-            published = self.publish_once()
+            published = self.publish_once(session)
             if last and not published:
                 return
             if not published:
                 self._wait(stop, session)
 
-    def _wait(self, stop: threading.Event, session: sqlalchemy.Connection) -> None:
-        """Until there may be something to publish. Asks on the session which holds the lock: without it there is no lock."""
+    def _wait(self, stop: threading.Event, session: Tx) -> None:
+        """Until there may be something to publish."""
         while not self.wake.wait(POLL_SECONDS) and not stop.is_set():
-            if session.exec_driver_sql("SELECT 1 FROM outbox WHERE stuck IS NULL LIMIT 1").first():
+            if session.rows("SELECT 1 FROM outbox WHERE stuck IS NULL LIMIT 1"):
                 return
 
-    def _try_stuck_again(self) -> None:
-        with self._database.transaction() as tx:
-            tx.run("UPDATE outbox SET stuck = NULL WHERE stuck IS NOT NULL")
-
-    def publish_once(self) -> int:
-        """Publish what is there, at most one batch; returns the number of rows that went."""
-        with self._database.transaction() as tx:
-            rows = tx.rows(
-                """SELECT id, topic, key, headers, body FROM (
-                       SELECT *, sum(length(body)) OVER (ORDER BY id) AS bytes FROM (
-                           SELECT * FROM outbox o WHERE stuck IS NULL AND NOT EXISTS (
-                               SELECT 1 FROM outbox s
-                               WHERE s.stuck IS NOT NULL AND s.topic = o.topic AND s.key IS NOT DISTINCT FROM o.key)
-                           ORDER BY id LIMIT %(rows)s) AS head) AS summed
-                   WHERE bytes - length(body) < %(bytes)s ORDER BY id""",
-                rows=BATCH_ROWS,
-                bytes=BATCH_BYTES,
-            )
+    def publish_once(self, session: Tx) -> int:
+        """Publish what is there, at most one batch; returns the number of rows that went. All is asked and done on the session
+        which holds the lock, each statement by itself: without the session there is no lock."""
+        rows = session.rows(
+            """SELECT id, topic, key, headers, body FROM (
+                   SELECT *, sum(length(body)) OVER (ORDER BY id) AS bytes FROM (
+                       SELECT * FROM outbox o WHERE stuck IS NULL AND NOT EXISTS (
+                           SELECT 1 FROM outbox s
+                           WHERE s.stuck IS NOT NULL AND s.topic = o.topic AND s.key IS NOT DISTINCT FROM o.key)
+                       ORDER BY id LIMIT %(rows)s) AS head) AS summed
+               WHERE bytes - length(body) < %(bytes)s ORDER BY id""",
+            rows=BATCH_ROWS,
+            bytes=BATCH_BYTES,
+        )
         if not rows:
             return 0
         delivered, stuck = self._produce_in_order(rows)
         crash.reached("relay.after_delivery", len(delivered))
-        with self._database.transaction() as tx:
-            if delivered:
-                tx.run("DELETE FROM outbox WHERE id = ANY(%(ids)s)", ids=delivered)
-            if stuck:
-                tx.run(
-                    """UPDATE outbox SET stuck = reason FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS s (stuck_id, reason)
-                       WHERE id = stuck_id""",
-                    ids=list(stuck),
-                    reasons=list(stuck.values()),
-                )
+        if delivered:
+            session.run("DELETE FROM outbox WHERE id = ANY(%(ids)s)", ids=delivered)
+        if stuck:
+            session.run(
+                """UPDATE outbox SET stuck = reason FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS s (stuck_id, reason)
+                   WHERE id = stuck_id""",
+                ids=list(stuck),
+                reasons=list(stuck.values()),
+            )
         crash.reached("relay.after_delete", len(delivered))
         metrics.RELAYED.inc(len(delivered))
         if not delivered and not stuck:

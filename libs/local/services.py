@@ -37,7 +37,7 @@ def start(
     *,
     replicas: int = 1,
     settings: Mapping[str, str] | None = None,
-    push_after_ms: int = 300,
+    push_after_ms: int = 150,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Start what doesn't run yet, and wait until all is ready. `settings` are more variables for every service.
