@@ -20,7 +20,11 @@ SOURCE = "almoner/cli"
 _DELIVERY_SECONDS = 30.0
 _REACH_SECONDS = 5.0
 _QUIET: dict[str, Any] = {"log_level": 0}  # what goes wrong is said in our own words
-_PRODUCER: dict[str, Any] = {**_QUIET, "message.timeout.ms": int(_DELIVERY_SECONDS * 1000)}
+_PRODUCER: dict[str, Any] = {
+    **_QUIET,
+    "message.timeout.ms": int(_DELIVERY_SECONDS * 1000),
+    "queue.buffering.max.kbytes": 8_192,  # whoever submits millions waits for the broker, in flat memory
+}
 
 
 class Publisher:

@@ -53,8 +53,8 @@ def main(settings_class: type[ServiceSettings], wire: Wire, argv: Sequence[str] 
     parser.add_argument("verb", choices=["run", "consume", "work", "relay", "migrate"])
     verb = parser.parse_args(argv).verb
     settings = settings_class.load()
-    gc.freeze()  # what was imported stays; a batch of events makes many short-lived objects and no cycles
-    gc.set_threshold(50_000, 20, 100)
+    gc.freeze()  # what was imported stays; a batch of events makes many short-lived objects and few cycles
+    gc.set_threshold(20_000, 20, 100)
     log.configure(name, settings.log_level)
     try:
         if verb == "migrate":

@@ -375,8 +375,8 @@ def main(name: str, build: Callable[[Path], Starlette]) -> None:
     options.data.mkdir(parents=True, exist_ok=True)
     for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again when it has stopped
         signal.signal(stop, lambda number, frame: sys.exit(0))
-    gc.freeze()  # what was imported stays; a list of payments makes many short-lived objects and no cycles
-    gc.set_threshold(50_000, 20, 100)
+    gc.freeze()  # what was imported stays; a list of payments makes many short-lived objects and few cycles
+    gc.set_threshold(10_000, 20, 100)
     uvicorn.run(
         partial(build, options.data),
         factory=True,
