@@ -16,7 +16,7 @@ from libs.common.errors import Fatal, Transient
 from libs.common.log import get
 
 WAKE = "jobs"
-PATIENCE_SECONDS = 0.3  # a job tries for its lock so long, then it waits for it
+PATIENCE_SECONDS = 0.05  # a job tries for its lock so long, then it waits for it
 FAILED_SECONDS = 60.0  # until a decision that failed is tried again
 
 _log = get("jobs")

@@ -402,8 +402,9 @@ class Worker:
         """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled."""
         running: set[asyncio.Task[None]] = set()
         # A connection per call: one kept alive may be closed by the other side just as we write, and a payment whose
-        # request met that can't be told from one that was taken.
-        limits = httpx.Limits(max_connections=self._limits.concurrency, max_keepalive_connections=0)
+        # request met that can't be told from one that was taken. A read is simply repeated.
+        kept = self._limits.concurrency if self._callout.read else 0
+        limits = httpx.Limits(max_connections=self._limits.concurrency, max_keepalive_connections=kept, keepalive_expiry=2)
         timeout = httpx.Timeout(self._limits.timeout_seconds, connect=min(5.0, self._limits.timeout_seconds))
         async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False) as client:
             while not stop.is_set():
