@@ -27,7 +27,7 @@ SEAL_STAGED = "staged"
 SEAL_UNCUT = "uncut"
 _HEADER_BYTES = 10_000
 _SURELY_FITS = 300_000  # beside a thousand ids of the greatest length
-RUN_ITEMS = 10_000  # of one transaction: short enough for folds that wait, long enough to pay its way
+RUN_ITEMS = 5_000  # of one transaction: short enough for folds that wait, long enough to pay its way
 
 
 _log = get("cutting")

@@ -124,10 +124,10 @@ class ControlTotals(Part):
 
     @model_validator(mode="after")
     def _totals_agree(self) -> Self:
-        items = list(self._chunk())
-        if len(items) != self.count:
-            raise ValueError(f"count says {self.count}, there are {len(items)} items")
-        total = sum(item.amount_minor for item in items)
+        amounts = [item.amount_minor for item in self._chunk()]
+        if len(amounts) != self.count:
+            raise ValueError(f"count says {self.count}, there are {len(amounts)} items")
+        total = sum(amounts)
         if total != self.total_minor:
             raise ValueError(f"total_minor says {self.total_minor}, the items add up to {total}")
         return self
