@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 statements = typer.Typer(help="Bank statements.", no_args_is_help=True)
 app.add_typer(statements, name="statement")
+letters = typer.Typer(help="Dead letters: messages a service could not read or handle.", no_args_is_help=True)
+app.add_typer(letters, name="dlq")
 
 
 class Output(StrEnum):
@@ -40,6 +42,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="don't ask")]
 Who = Annotated[str | None, typer.Option(help="on whose behalf; you, by default")]
 Why = Annotated[str, typer.Option(help="the reason; it is kept")]
 EnvelopeName = Annotated[str, typer.Argument(metavar="ENVELOPE", help="the publisher's id, or Almoner's UUID")]
+Service = Annotated[str, typer.Argument(help="ingestion, resolution, funds or scheduler")]
+MaybeService = Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="one service; else all")]
+LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="as `dlq list` names them")]
 MaybeEnvelope = Annotated[str | None, typer.Argument(metavar="[ENVELOPE]", help="the publisher's id or the UUID; else all")]
 
 
@@ -272,7 +277,7 @@ def cancel(
 
 @app.command()
 def pause(
-    service: Annotated[str, typer.Argument(help="ingestion, resolution, funds or scheduler")],
+    service: Service,
     stage: Annotated[str, typer.Argument(help="consume, or a kind of call: resolve, check, block, dispatch, release")],
     why: Why = "paused by an operator",
     who: Who = None,
@@ -286,7 +291,7 @@ def pause(
 
 @app.command()
 def resume(
-    service: Annotated[str, typer.Argument(help="ingestion, resolution, funds or scheduler")],
+    service: Service,
     stage: Annotated[str, typer.Argument(help="as it was paused")],
     why: Why = "resumed by an operator",
     who: Who = None,
@@ -296,6 +301,86 @@ def resume(
     from libs.cli.act import pause as run
 
     run(service, stage, False, who, why, yes)
+
+
+# --- Keeping it going -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def lag(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="again every two seconds, until Ctrl-C")] = False,
+    output: Out = Output.text,
+) -> None:
+    """How many messages each service has not consumed yet."""
+    from libs.cli.operate import lag as run
+
+    run(watch, output is Output.json)
+
+
+@letters.command("list")
+def dlq_list(
+    service: MaybeService = None,
+    everything: Annotated[bool, typer.Option("--all", help="also those that are handled or given up")] = False,
+    output: Out = Output.text,
+) -> None:
+    """What could not be read or handled, and why."""
+    from libs.cli.operate import dlq_list as run
+
+    run(service, everything, output is Output.json)
+
+
+@letters.command("show")
+def dlq_show(service: Service, letter: Annotated[int, typer.Argument(metavar="ID")], output: Out = Output.text) -> None:
+    """One dead letter, with its message as Kafka has it."""
+    from libs.cli.operate import dlq_show as run
+
+    run(service, letter, output is Output.json)
+
+
+@letters.command("redrive")
+def dlq_redrive(
+    service: Service, letters: LetterIds = None, why: Why = "redriven by an operator", who: Who = None, yes: Yes = False
+) -> None:
+    """Publish dead letters again once their cause is gone; all open ones if none is named."""
+    from libs.cli.operate import dlq_redrive as run
+
+    run(service, letters or [], who, why, yes)
+
+
+@letters.command("discard")
+def dlq_discard(
+    service: Service, letters: LetterIds = None, why: Why = "given up by an operator", who: Who = None, yes: Yes = False
+) -> None:
+    """Give dead letters up, for good: whatever they said does not happen."""
+    from libs.cli.operate import dlq_discard as run
+
+    run(service, letters or [], who, why, yes)
+
+
+@app.command()
+def tick(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="fire it now; without: list the jobs")] = None,
+    why: Why = "fired by an operator",
+    who: Who = None,
+    yes: Yes = False,
+    output: Out = Output.text,
+) -> None:
+    """When the scheduler's jobs are due, or fire one by hand."""
+    from libs.cli.operate import tick as run
+
+    run(job, who, why, yes, output is Output.json)
+
+
+@app.command()
+def audit(
+    service: MaybeService = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="the newest so many")] = 50,
+    output: Out = Output.text,
+) -> None:
+    """Who did what, and why."""
+    from libs.cli.operate import audit as run
+
+    run(service, limit, output is Output.json)
 
 
 def _progress(text: str) -> None:

@@ -143,6 +143,15 @@ class Reader:
         """What has come since, after at most `limit_seconds`."""
         return [raw for message in self._consumer.consume(500, limit_seconds) if (raw := _raw(message))]
 
+    def at(self, partition: int, offset: int) -> RawMessage | None:
+        """The message at this offset; None where there is none (a transaction's mark, or compacted)."""
+        self._consumer.assign([TopicPartition(self._name, partition, offset)])
+        until = time.monotonic() + _REACH_SECONDS
+        while time.monotonic() < until:
+            for raw in self.next(0.2):
+                return raw if raw.offset == offset else None
+        return None
+
     def close(self) -> None:
         self._consumer.close()
 
@@ -162,6 +171,17 @@ def _raw(message: Message) -> RawMessage | None:
         message.value() or b"",
         tuple(message.headers() or ()),  # type: ignore[arg-type]
     )
+
+
+def read_one(name: str, partition: int, offset: int) -> RawMessage | None:
+    """The message at this place, or None where Kafka does not keep it any more. `name` is without the prefix."""
+    reader = Reader(name)
+    try:
+        if not reader.starts.get(partition, 0) <= offset < reader.ends.get(partition, 0):
+            return None
+        return reader.at(partition, offset)
+    finally:
+        reader.close()
 
 
 def event_of(message: RawMessage, models: dict[str, type[EventData]]) -> Event[Any] | None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,29 +78,59 @@ def word(row: Any) -> str:
     return "paying" if row.blocked_minor else "waiting for funds"
 
 
-def lags() -> dict[str, int]:
-    """Service -> messages its consumer group has not yet consumed."""
+@dataclass(frozen=True)
+class Place:
+    """A partition as a service's consumer group has consumed it."""
+
+    service: str
+    topic: str
+    partition: int
+    next_offset: int
+    end_offset: int
+
+    @property
+    def lag(self) -> int:
+        return max(0, self.end_offset - self.next_offset)
+
+
+def places(services: Iterable[str]) -> Iterator[Place]:
+    """Every partition of every topic that the services read; where nothing is consumed yet, from its first message on."""
     from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
     from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
     from libs.cli.context import NotReachable
     from libs.common import kafka
+    from libs.common.contracts.registry import TOPICS
 
     admin = AdminClient({**kafka.connection(), "log_level": 0})
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    found = {}
+
+    def offsets(wanted: Iterable[tuple[str, int]], spec: Any) -> dict[tuple[str, int], int]:
+        asked = {TopicPartition(*place): spec for place in wanted}
+        answers = admin.list_offsets(asked, request_timeout=5) if asked else {}
+        return {(place.topic, place.partition): future.result().offset for place, future in answers.items()}
+
     try:
-        for service in CONSUMERS:
+        topics = admin.list_topics(timeout=5).topics
+        for service in services:
+            names = [topic(one.name) for one in TOPICS if service in one.consumers and topic(one.name) in topics]
+            read = sorted((name, partition) for name in names for partition in topics[name].partitions)
             group = topic(f"almoner-{service}")
             asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=5)
-            places = [place for place in asked[group].result().topic_partitions or [] if place.offset >= 0]
-            ends = admin.list_offsets(
-                {TopicPartition(place.topic, place.partition): latest for place in places}, request_timeout=5
-            )
-            end = {(place.topic, place.partition): future.result().offset for place, future in ends.items()}
-            found[service] = sum(max(0, end[place.topic, place.partition] - place.offset) for place in places)
+            committed = {(one.topic, one.partition): one.offset for one in asked[group].result().topic_partitions or []}
+            untouched = [place for place in read if committed.get(place, -1) < 0]
+            begin = {**committed, **offsets(untouched, OffsetSpec.earliest())}  # type: ignore[no-untyped-call]
+            ends = offsets(read, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+            for place in read:
+                yield Place(service, *place, begin[place], ends[place])
     except KafkaException as error:
         raise NotReachable(f"Kafka does not answer: {error.args[0].str()}; is the broker up? (`./almoner up`)") from None
+
+
+def lags() -> dict[str, int]:
+    """Service -> messages its consumer group has not yet consumed."""
+    found = dict.fromkeys(CONSUMERS, 0)
+    for place in places(CONSUMERS):
+        found[place.service] += place.lag
     return found
 
 

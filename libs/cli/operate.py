@@ -1,0 +1,197 @@
+"""Verbs for whoever keeps the services going: lag, dead letters, ticks by hand, who did what."""
+
+import json
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from libs.cli.context import (
+    SERVICES,
+    Number,
+    Refused,
+    Usage,
+    Views,
+    as_dict,
+    clock,
+    confirm,
+    plural,
+    print_json,
+    table,
+    who_am_i,
+)
+from libs.cli.send import read_one, send_command
+from libs.cli.watch import places
+from libs.common.contracts import operator
+from libs.common.contracts.base import CHUNK_ITEMS
+
+WATCH_SECONDS = 2.0
+SHOWN_CHARACTERS = 2_000
+_LETTERS = """
+SELECT id, topic, partition, message_offset, correlation_id, code, message, deliveries, state, created_at
+FROM {service}.ops_dead_letters WHERE (%(all)s OR state IN ('OPEN', 'REDRIVEN')) ORDER BY id
+"""
+
+
+def lag(again: bool, as_json: bool) -> None:
+    """What each service has not consumed yet, by topic; the partitions that are behind come by themselves in JSON."""
+    from libs.cli.context import locate
+
+    locate()
+    while True:
+        found = list(places(SERVICES))
+        if as_json:
+            print_json([{**vars(place), "lag": place.lag} for place in found])
+        else:
+            behind: Counter[tuple[str, str]] = Counter()
+            partitions: Counter[tuple[str, str]] = Counter()
+            for place in found:
+                behind[place.service, place.topic] += place.lag
+                partitions[place.service, place.topic] += 1
+            rows = [(service, name, partitions[service, name], behind[service, name]) for service, name in sorted(partitions)]
+            table("Not yet consumed", ("service", "topic", "partitions", "messages"), rows)
+        if not again:
+            return
+        sys.stdout.flush()
+        time.sleep(WATCH_SECONDS)
+
+
+# --- Dead letters -----------------------------------------------------------------------------------------------------
+
+
+def dlq_list(service: str | None, everything: bool, as_json: bool) -> None:
+    found = [(name, row) for name in _services(service) for row in _letters(name, everything)]
+    if as_json:
+        print_json([{"service": name, **as_dict(row)} for name, row in found])
+    elif not found:
+        print("No dead letters" + ("." if everything else " are open."))
+    else:
+        rows = [
+            (name, Number(row.id), row.state.lower(), row.topic, row.code, row.message, clock(row.created_at))
+            for name, row in found
+        ]
+        table("Dead letters", ("service", "id", "state", "topic", "code", "what is wrong", "since (UTC)"), rows)
+        print("Read one with `almoner dlq show SERVICE ID`; then `dlq redrive` once its cause is gone, or `dlq discard`.")
+
+
+def dlq_show(service: str, letter_id: int, as_json: bool) -> None:
+    """A dead letter with its message as it stands in Kafka, as long as Kafka keeps it."""
+    [letter] = [row for row in _letters(_service(service), True) if row.id == letter_id] or [None]
+    if letter is None:
+        raise Refused(f"{service} has no dead letter {letter_id}: `almoner dlq list` names them")
+    message = read_one(letter.topic, letter.partition, letter.message_offset)
+    headers = {name: value.decode("utf-8", "replace") for name, value in message.headers} if message else {}
+    body = message.value.decode("utf-8", "replace") if message else ""
+    if as_json:
+        print_json({"service": service, **as_dict(letter), "headers": headers, "body": body})
+        return
+    for name, value in as_dict(letter).items():
+        print(f"{name:15} {clock(value) if name == 'created_at' else value}")
+    if message is None:
+        print("Kafka does not keep this message any more; the service does, and can still publish it again.")
+        return
+    for name, value in headers.items():
+        print(f"{name:15} {value}")
+    print(_readable(body)[:SHOWN_CHARACTERS])
+
+
+def dlq_redrive(service: str, ids: list[int], who: str | None, why: str, yes: bool) -> None:
+    """Publish open dead letters again on their topics; all of the service's without ids."""
+    _change(service, ids, yes, "Publish {} again?", operator.RedriveDeadLetters(who=who_am_i(who), why=why, ids=ids))
+
+
+def dlq_discard(service: str, ids: list[int], who: str | None, why: str, yes: bool) -> None:
+    """Give dead letters up, for good. Whatever they said does not happen."""
+    if not ids:
+        raise Usage("name the dead letters to be given up: nobody gives up all of them")
+    _change(service, ids, yes, "Give {} up, for good?", operator.DiscardDeadLetters(who=who_am_i(who), why=why, ids=ids))
+
+
+def _change(service: str, ids: list[int], yes: bool, question: str, command: operator.Command) -> None:
+    if len(ids) > CHUNK_ITEMS:
+        raise Usage(f"at most {CHUNK_ITEMS} ids at once")
+    letters = [row for row in _letters(_service(service), False) if not ids or row.id in ids]
+    for missing in sorted(set(ids) - {row.id for row in letters}):
+        raise Refused(f"{service} has no open dead letter {missing}: `almoner dlq list` names them")
+    if not letters:
+        print(f"{service} has no open dead letters.")
+        return
+    for code, count in Counter(row.code for row in letters).most_common():
+        print(f"  {count:,} × {code}")
+    confirm(question.format(plural(len(letters), "dead letter")), yes)
+    with Views() as views:
+        touched = send_command(views, service, service, command)
+    print(f"{service}: {plural(touched, 'dead letter')} {_DONE[type(command)]}")
+
+
+_DONE: dict[type[operator.Command], str] = {
+    operator.RedriveDeadLetters: "published again; `almoner dlq list` shows whether they were handled",
+    operator.DiscardDeadLetters: "given up",
+}
+
+
+def _letters(service: str, everything: bool) -> list[Any]:
+    with Views() as views:
+        return views.rows(_LETTERS.format(service=service), all=everything)
+
+
+def _readable(body: str) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except ValueError:
+        return body
+
+
+# --- Ticks and the audit ----------------------------------------------------------------------------------------------
+
+
+def tick(job: str | None, who: str | None, why: str, yes: bool, as_json: bool) -> None:
+    """The jobs and when they are due; with a name, that job now."""
+    with Views() as views:
+        jobs = views.rows(
+            "SELECT job, schedule, time_zone, misfire, last_due_at, next_due_at FROM scheduler.ops_jobs ORDER BY job"
+        )
+        if job is None:
+            if as_json:
+                print_json([as_dict(row) for row in jobs])
+            else:
+                rows = [(x.job, x.schedule, x.time_zone, clock(x.last_due_at), clock(x.next_due_at)) for x in jobs]
+                table("Jobs", ("job", "schedule", "time zone", "last (UTC)", "next (UTC)"), rows)
+            return
+        if job not in [row.job for row in jobs]:
+            raise Refused(f"no job is called {job!r}: there are {', '.join(row.job for row in jobs) or 'none'}")
+        confirm(f"Fire {job} now?", yes)
+        send_command(views, "scheduler", job, operator.FireTick(who=who_am_i(who), why=why, job=job))
+    print(f"{job} fired")
+
+
+def audit(service: str | None, limit: int, as_json: bool) -> None:
+    """Who did what and why, the newest first."""
+    found = []
+    with Views() as views:
+        for name in _services(service):
+            query = f"SELECT at, who, why, action, affected, detail FROM {name}.ops_audit ORDER BY id DESC LIMIT %(limit)s"
+            found += [(name, row) for row in views.rows(query, limit=limit)]
+    newest = sorted(found, key=lambda pair: pair[1].at, reverse=True)[:limit]
+    if as_json:
+        print_json([{"service": name, **as_dict(row)} for name, row in newest])
+        return
+    rows = [
+        (clock(row.at), name, row.who, row.action.split(".")[-2], int(row.affected), row.why, _refusal(row.detail))
+        for name, row in newest
+    ]
+    table("Audit", ("at (UTC)", "service", "who", "action", "touched", "why", "refused"), rows)
+
+
+def _refusal(detail: str) -> str:
+    return detail.partition("; {")[0].removeprefix("refused: ") if detail.startswith("refused: ") else ""
+
+
+def _services(service: str | None) -> tuple[str, ...]:
+    return SERVICES if service is None else (_service(service),)
+
+
+def _service(name: str) -> str:
+    if name not in SERVICES:
+        raise Usage(f"no service is called {name!r}: there are {', '.join(SERVICES)}")
+    return name

@@ -1,0 +1,98 @@
+"""The verbs of whoever keeps the services going, against real services: dead letters, lag, ticks by hand, the audit."""
+
+import pytest
+
+from libs.common.contracts.ingestion import BatchCut
+from libs.common.contracts.scheduler import Tick
+from tests.integration.cli.conftest import Almoner
+from tests.support.process import Process
+from tests.support.world import World
+
+BATCHES, COMMANDS, TICKS = "ingestion.batches.v1", "resolution.commands.v1", "scheduler.ticks.v1"
+HEADERS = {"ce_specversion": "1.0", "ce_source": "test", "ce_type": BatchCut.TYPE, "content-type": "application/json"}
+
+
+@pytest.fixture
+def resolution(world: World) -> Process:
+    process = world.run("resolution", ALMONER_RESOLUTION_MAPPER_URL="http://127.0.0.1:9")
+    world.run("scheduler")
+    for one in world.processes:
+        world.until(one.ready)
+    return process
+
+
+def publish_broken(world: World, *ids: str) -> None:
+    for name in ids:
+        world.publish_raw(BATCHES, name.encode(), b'{"broken": "' + name.encode() + b'"}', {**HEADERS, "ce_id": name})
+
+
+def test_dead_letters_are_listed_read_published_again_and_given_up(alone: Almoner, resolution: Process) -> None:
+    world = alone.world
+    assert "No dead letters are open." in alone.almoner("dlq", "list")
+    publish_broken(world, "one", "two")
+    world.until(lambda: len(alone.json("dlq", "list")) == 2)
+    letters = {row["id"]: row for row in alone.json("dlq", "list", "resolution")}
+    assert {(row["service"], row["code"], row["topic"]) for row in letters.values()} == {
+        ("resolution", "INVALID_DATA", BATCHES)
+    }
+    first, second = sorted(letters)
+    shown = alone.almoner("dlq", "show", "resolution", str(first))
+    assert "INVALID_DATA" in shown
+    assert '"broken"' in shown
+    assert alone.json("dlq", "show", "resolution", str(first))["headers"]["ce_type"] == BatchCut.TYPE
+
+    refused = alone.run("dlq", "redrive", "resolution", str(first), code=2)
+    assert "Publish 1 dead letter again?" in refused.stderr
+    assert "1 dead letter published again" in alone.almoner("dlq", "redrive", "resolution", str(first), "--yes")
+    # It is as broken as before: handled, and set aside anew.
+    world.until(lambda: {row["id"] for row in alone.json("dlq", "list")} - {first, second})
+    assert first not in {row["id"] for row in alone.json("dlq", "list")}
+    assert {row["state"] for row in alone.json("dlq", "list", "--all") if row["id"] == first} == {"HANDLED"}
+
+    given_up = alone.almoner("dlq", "discard", "resolution", str(second), "--why", "a test", "--yes")
+    assert "1 dead letter given up" in given_up
+    assert second not in {row["id"] for row in alone.json("dlq", "list")}
+    audit = alone.json("audit", "resolution")
+    assert [(row["action"].split(".")[-2], row["why"], row["affected"]) for row in audit] == [
+        ("DiscardDeadLetters", "a test", 1),
+        ("RedriveDeadLetters", "redriven by an operator", 1),
+    ]
+
+
+def test_what_cannot_be_meant_is_refused(alone: Almoner, resolution: Process) -> None:
+    assert "no open dead letter 99" in alone.run("dlq", "discard", "resolution", "99", "--yes", code=1).stderr
+    assert "no dead letter 99" in alone.run("dlq", "show", "resolution", "99", code=1).stderr
+    assert "nobody gives up all" in alone.run("dlq", "discard", "resolution", "--yes", code=2).stderr
+    assert "no service is called 'billing'" in alone.run("dlq", "list", "billing", code=2).stderr
+    assert "there are" in alone.run("tick", "sunrise", "--yes", code=1).stderr
+
+
+def test_lag_by_topic(alone: Almoner, resolution: Process) -> None:
+    world = alone.world
+    publish_broken(world, "before")
+    world.until(lambda: alone.json("dlq", "list"))
+    alone.almoner("pause", "resolution", "consume", "--yes")
+    world.until(lambda: resolution.metric("almoner_paused", stage="consume") == 1)
+    publish_broken(world, "a", "b", "c")
+
+    def behind() -> dict[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for row in alone.json("lag"):
+            place = (row["service"], row["topic"].removeprefix(world.prefix))
+            found[place] = found.get(place, 0) + row["lag"]
+        return found
+
+    assert behind()["resolution", BATCHES] == 3
+    assert f"{world.prefix}{BATCHES}" in alone.almoner("lag")
+    alone.almoner("resume", "resolution", "consume", "--yes")
+    world.until(lambda: behind()["resolution", BATCHES] == 0)
+
+
+def test_a_tick_by_hand(alone: Almoner, resolution: Process) -> None:
+    jobs = {row["job"]: row for row in alone.json("tick")}
+    assert "funds-due" in jobs
+    assert "funds-due fired" in alone.almoner("tick", "funds-due", "--why", "money has come", "--yes")
+    found = [event.data for event in alone.world.events(TICKS, Tick, at_least=1)]
+    assert [tick.reason for tick in found if tick.job == "funds-due"] == ["money has come"]
+    [row] = alone.json("audit", "--limit", "1")
+    assert (row["service"], row["why"], row["affected"]) == ("scheduler", "money has come", 1)
