@@ -26,7 +26,6 @@ SETTINGS = DURABLE | {
     "max_wal_size": "4GB",
     "max_connections": "200",
     "shared_preload_libraries": "pg_stat_statements",
-    "compute_query_id": "off",  # what it costs is paid for every statement: whoever counts them switches it on for a database
     "autovacuum_naptime": "15s",
     "dynamic_shared_memory_type": SHARED_MEMORY,
     "timezone": "UTC",

@@ -38,7 +38,6 @@ def count(stack: Addresses, world: World) -> Iterator[Count]:
     engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        connection.exec_driver_sql(f"ALTER DATABASE {world.name} SET compute_query_id = on")
         connection.exec_driver_sql("SELECT pg_stat_statements_reset()")  # it forgets some where it knows too many
 
         def read() -> int:
