@@ -104,7 +104,9 @@ def after_claim(profile: Profile, world: World, bank: BankAdmin, folder: Path) -
     assert not frozen.tokens & frozen.requests().keys()
     yield from frozen.wakes()
     assert not frozen.tokens & frozen.requests().keys()
-    assert {row.code for row in frozen.attempts() if row.late} == {"LEASE_LOST"}
+    late = {row.code for row in frozen.attempts() if row.late}
+    assert late  # certainly not sent: looked at the clock in time, or slept while it was connecting
+    assert late <= {"LEASE_LOST", "NOT_REACHED"}
     yield from frozen.ends()
 
 

@@ -38,10 +38,11 @@ def test_a_batch_survives(
     world.until(lambda: any(event.data.part == 2 for event in resolved(world, 2)))
     world.until(lambda: idle(world))
     events = resolved(world, 2)
-    # A relay that dies after the broker has taken an event says it again, with the same id.
-    again = 1 if point in ("relay.after_produce", "relay.after_delivery") else 0
-    assert 2 <= len(events) <= 2 + again
-    assert {(event.id, event.data.part) for event in events} == {(first.id, 1), (events[-1].id, 2)}
+    # A process dies with its relay, which may just have published: then that is said again, with the same id.
+    assert 2 <= len(events) <= 4
+    assert len({event.id for event in events}) == 2
+    assert {event.data.part: event.id for event in events}.keys() == {1, 2}
+    assert {event.id for event in events if event.data.part == 1} == {first.id}
     [row] = world.sql("resolution", "SELECT resolved, unresolved FROM ops_batches")
     assert tuple(row) == (5, 0)
 
