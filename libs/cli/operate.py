@@ -15,6 +15,7 @@ from libs.cli.context import (
     as_dict,
     clock,
     confirm,
+    locate,
     plural,
     print_json,
     table,
@@ -34,9 +35,7 @@ FROM {service}.ops_dead_letters WHERE (%(all)s OR state IN ('OPEN', 'REDRIVEN'))
 
 
 def lag(again: bool, as_json: bool) -> None:
-    """What each service has not consumed yet, by topic; the partitions that are behind come by themselves in JSON."""
-    from libs.cli.context import locate
-
+    """What each service has not consumed yet, by topic; in JSON by partition."""
     locate()
     while True:
         found = list(places(SERVICES))
@@ -60,7 +59,8 @@ def lag(again: bool, as_json: bool) -> None:
 
 
 def dlq_list(service: str | None, everything: bool, as_json: bool) -> None:
-    found = [(name, row) for name in _services(service) for row in _letters(name, everything)]
+    with Views() as views:
+        found = [(name, row) for name in _services(service) for row in _letters(views, name, everything)]
     if as_json:
         print_json([{"service": name, **as_dict(row)} for name, row in found])
     elif not found:
@@ -76,7 +76,8 @@ def dlq_list(service: str | None, everything: bool, as_json: bool) -> None:
 
 def dlq_show(service: str, letter_id: int, as_json: bool) -> None:
     """A dead letter with its message as it stands in Kafka, as long as Kafka keeps it."""
-    [letter] = [row for row in _letters(_service(service), True) if row.id == letter_id] or [None]
+    with Views() as views:
+        letter = next((row for row in _letters(views, _service(service), True) if row.id == letter_id), None)
     if letter is None:
         raise Refused(f"{service} has no dead letter {letter_id}: `almoner dlq list` names them")
     message = read_one(letter.topic, letter.partition, letter.message_offset)
@@ -110,16 +111,16 @@ def dlq_discard(service: str, ids: list[int], who: str | None, why: str, yes: bo
 def _change(service: str, ids: list[int], yes: bool, question: str, command: operator.Command) -> None:
     if len(ids) > CHUNK_ITEMS:
         raise Usage(f"at most {CHUNK_ITEMS} ids at once")
-    letters = [row for row in _letters(_service(service), False) if not ids or row.id in ids]
-    for missing in sorted(set(ids) - {row.id for row in letters}):
-        raise Refused(f"{service} has no open dead letter {missing}: `almoner dlq list` names them")
-    if not letters:
-        print(f"{service} has no open dead letters.")
-        return
-    for code, count in Counter(row.code for row in letters).most_common():
-        print(f"  {count:,} × {code}")
-    confirm(question.format(plural(len(letters), "dead letter")), yes)
     with Views() as views:
+        letters = [row for row in _letters(views, _service(service), False) if not ids or row.id in ids]
+        if missing := sorted(set(ids) - {row.id for row in letters}):
+            raise Refused(f"{service} has no open dead letter {missing[0]}: `almoner dlq list` names them")
+        if not letters:
+            print(f"{service} has no open dead letters.")
+            return
+        for code, count in Counter(row.code for row in letters).most_common():
+            print(f"  {count:,} × {code}")
+        confirm(question.format(plural(len(letters), "dead letter")), yes)
         touched = send_command(views, service, service, command)
     print(f"{service}: {plural(touched, 'dead letter')} {_DONE[type(command)]}")
 
@@ -130,9 +131,8 @@ _DONE: dict[type[operator.Command], str] = {
 }
 
 
-def _letters(service: str, everything: bool) -> list[Any]:
-    with Views() as views:
-        return views.rows(_LETTERS.format(service=service), all=everything)
+def _letters(views: Views, service: str, everything: bool) -> list[Any]:
+    return views.rows(_LETTERS.format(service=service), all=everything)
 
 
 def _readable(body: str) -> str:

@@ -12,7 +12,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -43,7 +43,6 @@ class Tx:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.wakes: set[str] = set()
-        self._cursor: Any = None
 
     def run(self, sql: str, /, **params: Any) -> int:
         """How many rows it changed."""
@@ -69,18 +68,19 @@ class Tx:
         for name, value in params.items():
             if type(value) is list:
                 params[name] = _array(value)
-        if self._cursor is None:
-            self._cursor = self.connection.connection.cursor()
         self._cursor.execute(sql, params)
         return self._cursor
+
+    @cached_property
+    def _cursor(self) -> Any:
+        return self.connection.connection.cursor()
 
     def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """COPY rows of str, int, UUID, date, bool or None into a table; the fastest way in for hundreds of rows and more."""
         values = list(zip(*rows, strict=True))
         if values:
             text = "\n".join(map("\t".join, zip(*map(_copy_column, values), strict=True))) + "\n"
-            cursor = self.connection.connection.cursor()
-            cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", io.StringIO(text))
+            self._cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", io.StringIO(text))
 
     def lock_shared(self, keys: Iterable[int]) -> None:
         """The envelopes' locks, shared, taken in key order; held until the end of the transaction."""

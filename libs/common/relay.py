@@ -70,7 +70,7 @@ class Relay:
                     finally:
                         connection.invalidate()  # ends the session and with it the lock, whatever state it is in
             except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError, psycopg2.Error, Transient) as error:
-                _log.warning("relay waits", error=str(error).splitlines()[0])
+                _log.warning("relay waits", error=str(error).partition("\n")[0])  # perhaps empty
                 stop.wait(1.0)
 
     def _drain_until(self, stop: threading.Event, session: Tx) -> None:

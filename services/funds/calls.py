@@ -273,7 +273,13 @@ class Dispatch(_Call):
         beneficiaries = domain.swift_lines([row.beneficiary_id for row in request.payments])
         disbursements = domain.swift_lines([row.disbursement_id for row in request.payments])
         return [
-            _payment(row.amount_minor, name, person, (narrative, programme, cycle, beneficiary, reference, disbursement))
+            _payment(
+                reference,
+                row.amount_minor,
+                name,
+                person,
+                (narrative, programme, cycle, beneficiary, reference, disbursement),
+            )
             for row, person, reference, name, narrative, beneficiary, disbursement in zip(
                 request.payments, mine, references, names, told, beneficiaries, disbursements, strict=True
             )
@@ -394,13 +400,17 @@ def _by_capability(answer: Answer, repeat: Repeat) -> Answer:
 
 
 def _payment(
-    amount_minor: int, name: str, person: Mapping[str, str], narratives: tuple[str, str, str, str, str, str]
+    reference: str,
+    amount_minor: int,
+    name: str,
+    person: Mapping[str, str],
+    narratives: tuple[str, str, str, str, str, str],
 ) -> Payment:
     get = person.get
     kind = get("fa_type", "")
     provider = get("wallet_provider_name", "")
     return Payment(
-        narratives[4],
+        reference,
         amount_minor,
         name,
         get("account_number", ""),

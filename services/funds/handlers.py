@@ -153,16 +153,15 @@ class Handlers:
         payable: list[Item] = []
         cancelled: list[Item] = []
         held: list[AmountWithReason] = []
-        first_seen = [0, 0]
+        new: list[Item] = []  # seen for the first time
         rest: Sequence[Item] = (*data.items, *data.unresolved)
         if not (before or tombstones or envelope.cancelling):  # as nearly always: whoever is resolved can be paid
-            payable, rest = list(data.items), data.unresolved
-            first_seen = [data.count, data.total_minor]
+            payable, new, rest = list(data.items), list(data.items), data.unresolved
         for item in rest:
             state = before.get(item.disbursement_id)
             resolved = not isinstance(item, Unresolved)
             if state is None:
-                first_seen = [first_seen[0] + 1, first_seen[1] + item.amount_minor]
+                new.append(item)
                 if envelope.cancelling or item.disbursement_id in tombstones:
                     cancelled.append(item)
                 elif not isinstance(item, Unresolved):
@@ -184,7 +183,8 @@ class Handlers:
         before |= {i.disbursement_id: "PAYMENT" for i in payable}
         intake.cancelled += [(envelope_id, i.disbursement_id, batch_id, i.amount_minor, in_block) for i in cancelled]
         known = intake.arrived.get(batch_id, (header, 0, 0))
-        intake.arrived[batch_id] = (header, known[1] + first_seen[0], known[2] + first_seen[1])
+        arrived = totals(new)
+        intake.arrived[batch_id] = (header, known[1] + arrived["count"], known[2] + arrived["total_minor"])
         if payable:
             sums = totals(payable)
             intake.instructions.append(
@@ -280,17 +280,15 @@ class Handlers:
         # Sent anew, and yet the first one was made: what is not on its way yet is taken back, then the first one counts.
         anew = [key for key in _debited_keys(mine, payments) if payments[key].held_state == "PAYING"]
         retired = store.supersede(tx, anew) if anew else set()
-        blocked = {number for number, row in instructions.items() if row.live_block is not None}
-        currencies = {number: row.currency for number, row in instructions.items()}
         known = {
             key: domain.Known(
                 row.amount_minor,
-                currencies[key[0]],
+                instructions[key[0]].currency,
                 row.debit,
                 row.reversal,
                 row.cancelled,
                 row.held_state in ("PAYING", "SUPERSEDED") and key not in retired,
-                key[0] in blocked,
+                instructions[key[0]].live_block is not None,
             )
             for key, row in payments.items()
         }
@@ -329,11 +327,11 @@ class Handlers:
         refused = [key for key in debits if payments[key].held_state is not None]
         if refused:
             store.end_refusals(tx, refused)
+        statement = str(data.statement_id)
         store.add_facts(
             tx,
-            str(data.statement_id),
             sorted(
-                (line.instruction, line.position, kind, line.bank_reference, line.statement_line)
+                (line.instruction, line.position, kind, line.bank_reference, statement, line.statement_line)
                 for kind, lines in (("D", result.debits), ("R", result.reversals))
                 for line in lines
             ),
@@ -346,11 +344,12 @@ class Handlers:
             store.keep_early_reversals(tx, early)
         reversed_now = sorted({*counting, *overtaken})
         per: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # debits, their sum, reversals, their sum
-        for first, keys in ((0, debits), (2, reversed_now)):
-            for key in keys:
-                counts = per[key[0]]
-                counts[first] += 1
-                counts[first + 1] += payments[key].amount_minor
+        for key in debits:
+            per[key[0]][0] += 1
+            per[key[0]][1] += payments[key].amount_minor
+        for key in reversed_now:
+            per[key[0]][2] += 1
+            per[key[0]][3] += payments[key].amount_minor
         store.count_facts(tx, [(n, sums[0], sums[1], sums[2], sums[3]) for n, sums in sorted(per.items())])
         sums = [0, 0]
         for counts in per.values():

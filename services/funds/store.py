@@ -333,10 +333,9 @@ def payments_named(tx: Tx, lines: Sequence[Line]) -> dict[tuple[int, int], Named
     return {row[:2]: NamedPayment._make(row[2:]) for row in rows}
 
 
-def add_facts(tx: Tx, statement_id: str, rows: Sequence[tuple[int, int, str, str, int]]) -> None:
-    """(instruction, position, kind, bank reference, line) of a statement."""
-    columns = ("instruction", "position", "kind", "bank_reference", "line", "statement_id")
-    tx.copy("facts", columns, [(*row, statement_id) for row in rows])
+def add_facts(tx: Tx, rows: Iterable[tuple[object, ...]]) -> None:
+    """(instruction, position, kind, bank reference, statement as text, line)."""
+    tx.copy("facts", ("instruction", "position", "kind", "bank_reference", "statement_id", "line"), rows)
 
 
 def count_facts(tx: Tx, rows: Sequence[tuple[int, int, int, int, int]]) -> None:

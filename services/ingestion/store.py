@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import repeat
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -276,12 +275,11 @@ def known(tx: Tx, envelope: int, ids: Sequence[str], people: Sequence[str]) -> t
 
 def add_disbursements(tx: Tx, envelope: int, rows: Sequence[Row], batch: int, position: int) -> None:
     """COPY rows in their order; the first gets this batch and position (from 0), batches have 1,000."""
-    ids, people, amounts, *_ = zip(*rows, strict=True)
-    places = range(batch * 1000 + position, batch * 1000 + position + len(rows))
+    start = batch * 1000 + position
     tx.copy(
         "disbursements",
         ("envelope", "disbursement_id", "beneficiary_id", "amount_minor", "batch", "position"),
-        zip(repeat(envelope), ids, people, amounts, [k // 1000 for k in places], [k % 1000 + 1 for k in places]),
+        ((envelope, row[0], row[1], row[2], k // 1000, k % 1000 + 1) for k, row in enumerate(rows, start)),
     )
 
 

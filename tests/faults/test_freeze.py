@@ -104,9 +104,10 @@ def after_claim(profile: Profile, world: World, bank: BankAdmin, folder: Path) -
     assert not frozen.tokens & frozen.requests().keys()
     yield from frozen.wakes()
     assert not frozen.tokens & frozen.requests().keys()
-    late = {row.code for row in frozen.attempts() if row.late}
-    assert late  # certainly not sent: looked at the clock in time, or slept while it was connecting
-    assert late <= {"LEASE_LOST", "NOT_REACHED"}
+    late = [row for row in frozen.attempts() if row.late]
+    assert {row.outcome for row in late} == {"NotSent"}
+    # It looked at the clock in time; another thread may have begun to connect in the moment in which the process stopped.
+    assert "LEASE_LOST" in {row.code for row in late} <= {"LEASE_LOST", "NOT_REACHED"}
     yield from frozen.ends()
 
 

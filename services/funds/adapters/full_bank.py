@@ -47,8 +47,6 @@ class FullBank(ExampleBank):
         if answer.get("status") in ("success", "partial", "failed") and isinstance(results, list) and results:
             refused = []
             for result in results:
-                if type(result) is dict and result.get("status") == "accepted" and _text(result, "payment_reference_number"):
-                    continue
                 reference, status = _text(result, "payment_reference_number"), _text(result, "status")
                 if status == "refused" and reference:
                     refused.append((reference, _text(result, "error_code") or "REFUSED", plain(_text(result, "error_message"))))

@@ -173,5 +173,7 @@ def test_a_tick_by_hand_survives(world: World, tmp_path: Path, point: str) -> No
     [event] = ticks(world, 1)
     world.until(again.ready)
     assert again.stop() == 0
-    assert {one.id for one in ticks(world, 1)} == {event.id}  # perhaps said again by the second relay
+    said = [one.id for one in ticks(world, 1)]
+    assert set(said) == {event.id}
+    assert len(said) <= 2  # perhaps said again by the second relay
     assert len(stored(world, "funds-due")) == 1
