@@ -1,5 +1,6 @@
 """Fixtures for tests on real Kafka, real PostgreSQL and real HTTP: one stack per session, one world per test."""
 
+import compileall
 import os
 import warnings
 from collections.abc import Generator, Iterator
@@ -16,8 +17,11 @@ from libs.local.supervisor import ROOT
 from tests.support import stacks
 from tests.support.world import Kafka, World
 
-# How fast a machine is says nothing of what is tested: no test fails for having been slow to make its examples.
-settings.register_profile("almoner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How fast a machine is says nothing of what is tested: no test fails for having been slow to make its examples. In CI they are
+# the same each time, so that what fails there fails here.
+settings.register_profile(
+    "almoner", deadline=None, derandomize=os.environ.get("CI") == "true", suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("almoner")
 
 
@@ -28,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="embedded",
         help="where broker and database come from, unless the environment names them",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile once what hundreds of processes import, or each does so where the environment forbids them to keep it."""
+    if not hasattr(config, "workerinput"):
+        for folder in ("libs", "services", "tests/support"):
+            compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from libs.local.supervisor import ROOT
+from tests.support import forked
 
 START_SECONDS = 30.0
 STOP_SECONDS = 40.0
@@ -24,25 +22,18 @@ class Process:
     def __init__(self, name: str, module: str, verb: str, env: Mapping[str, str], log: Path) -> None:
         self.name = name
         self._log = log
+        log.touch()
         self._http_url: str | None = None
-        with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.child", module, verb],
-                env={**os.environ, **env},
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._child = forked.start(module, verb, env, log)
 
     @property
     def pid(self) -> int:
-        return self._popen.pid
+        assert self._child.pid is not None
+        return self._child.pid
 
     @property
     def alive(self) -> bool:
-        return self._popen.poll() is None
+        return self._child.is_alive()
 
     @property
     def http_url(self) -> str:
@@ -65,7 +56,7 @@ class Process:
             if not alive:
                 break
             time.sleep(0.02)
-        raise AssertionError(f"{self.name} did not start (exit code {self._popen.poll()}):\n{self.log_text()}")
+        raise AssertionError(f"{self.name} did not start (exit code {self._child.exitcode}):\n{self.log_text()}")
 
     def ready(self) -> bool:
         return self.get("/readyz").status_code == 200
@@ -84,8 +75,8 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL, and its end."""
-        self._popen.kill()
-        self._popen.wait(STOP_SECONDS)
+        self._child.kill()
+        self._child.join(STOP_SECONDS)
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -96,15 +87,15 @@ class Process:
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         if self.alive:
-            self._popen.terminate()
+            self._child.terminate()
         return self.wait()
 
     def wait(self, timeout: float = STOP_SECONDS) -> int:
         """Its exit code (negative: the signal it died of)."""
-        try:
-            return self._popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end:\n{self.log_text()}") from None
+        self._child.join(timeout)
+        if self._child.exitcode is None:
+            raise AssertionError(f"{self.name} did not end:\n{self.log_text()}")
+        return self._child.exitcode
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")

@@ -76,6 +76,7 @@ class World:
             "ALMONER_TOPIC_PREFIX": self.prefix,
             "ALMONER_SEAL_KEYS": SEAL_KEYS,
             "ALMONER_TOKEN_KEY": TOKEN_KEY,
+            "ALMONER_INGESTION_MODE": "open",
         }
 
     # Topics and events.

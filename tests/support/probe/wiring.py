@@ -29,13 +29,18 @@ class Settings(ServiceSettings):
     ask_lease_seconds: float = 4.0
     ask_max_attempts: int = 3
     ask_backoff_first_seconds: float = 0.05
+    ask_poll_seconds: float = 0.5
+    ask_claim_max_calls: int = 100
+    ask_enabled: bool = True
+    decide_max_attempts: int = 0
+    decide_enabled: bool = True
 
 
 def wire(settings: Any, database: Database) -> Parts:
     return Parts(
         Routes({(IN.name, Note): on_note, (IN.name, Ask): on_ask, (IN.name, Decide): on_decide}, {DOOR.name: on_door}),
         [Asking(settings)],
-        [Job("decide", decide)],
+        [Job("decide", decide, settings.decide_max_attempts, settings.decide_enabled)],
     )
 
 
@@ -78,6 +83,8 @@ def on_door(tx: Tx, messages: Sequence[RawMessage]) -> None:
 
 
 def decide(tx: Tx, subject: str, cause: Cause) -> None:
+    if subject.startswith("bug-") and not tx.rows("SELECT 1 FROM mended"):
+        raise RuntimeError("a bug in what decides")
     tx.run("INSERT INTO decided (subject, cause_id) VALUES (%(subject)s, %(cause)s)", subject=subject, cause=cause.id)
     OUTBOX.append(tx, [outgoing(Decided(subject=subject), subject, cause, subject, cause.id)])
 
