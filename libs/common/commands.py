@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from libs.common import deadletters, workqueue
+from libs.common import deadletters, jobs, workqueue
 from libs.common.consumer import Handler, Routes
 from libs.common.contracts import operator
 from libs.common.contracts.base import EventData
@@ -35,8 +35,9 @@ def audited(act: Act) -> Callable[[Tx, Sequence[Event[Any]]], None]:
             except CommandRefused as refusal:
                 affected, detail = 0, f"refused: {refusal}; {detail}"
             tx.run(
-                """INSERT INTO audit (who, why, action, command_id, detail, affected)
-                   VALUES (%(who)s, %(why)s, %(action)s, %(id)s, %(detail)s, %(affected)s)
+                # `now()` is the transaction's beginning: before what the command did, so that a history tells cause, then effect.
+                """INSERT INTO audit (at, who, why, action, command_id, detail, affected)
+                   VALUES (now(), %(who)s, %(why)s, %(action)s, %(id)s, %(detail)s, %(affected)s)
                    ON CONFLICT (command_id) DO NOTHING""",
                 who=command.who,
                 why=command.why,
@@ -81,4 +82,5 @@ def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
 
 
 def _retry(tx: Tx, event: Event[operator.RetryWork]) -> int:
-    return len(workqueue.retry(tx, event.data.kind, event.data.subjects))
+    kind, subjects = event.data.kind, event.data.subjects
+    return len(workqueue.retry(tx, kind, subjects)) + len(jobs.retry(tx, kind, subjects))

@@ -24,10 +24,14 @@ _log = get("jobs")
 
 @dataclass(frozen=True)
 class Job:
-    """`decide` gets the transaction, the subject and what made it due. It may append further events and due rows."""
+    """`decide` gets the transaction, the subject and what made it due. It may append further events and due rows.
+
+    After `max_attempts` failures of a subject it waits for an operator's retry; 0: it is tried again for ever."""
 
     name: str
     decide: Callable[[Tx, str, Cause], None]
+    max_attempts: int = 0
+    enabled: bool = True  # off: another replica does it
 
 
 def make_due(
@@ -50,12 +54,24 @@ def make_due(
     tx.wakes.add(WAKE)
 
 
+def retry(tx: Tx, job: str, subjects: Sequence[str]) -> list[str]:
+    """Take up again what was given up; all of the job if `subjects` is empty. Returns the subjects."""
+    tx.wakes.add(WAKE)
+    rows = tx.rows(
+        """UPDATE due SET gave_up = false, failures = 0, due_at = clock_timestamp() WHERE job = %(job)s AND gave_up
+             AND (cardinality(%(subjects)s::text[]) = 0 OR subject = ANY(%(subjects)s::text[])) RETURNING subject""",
+        job=job,
+        subjects=list(subjects),
+    )
+    return sorted({row.subject for row in rows})
+
+
 class JobRunner:
     """Decides what is due, one subject a transaction. Replicas race harmlessly: whoever gets the lock finds the rows."""
 
     def __init__(self, database: Database, jobs: Sequence[Job]) -> None:
         self._database = database
-        self._jobs = {job.name: job for job in jobs}
+        self._jobs = {job.name: job for job in jobs if job.enabled}
 
     def run_due(self, limit: int = 100) -> int:
         """Decide what is due now; returns how many subjects were decided (by whomever)."""
@@ -64,7 +80,7 @@ class JobRunner:
                 """SELECT job, subject, lock_key, min(id) AS first,
                           clock_timestamp() - min(due_at) > make_interval(secs => %(patience)s) AS waited
                    FROM due
-                   WHERE due_at <= clock_timestamp() AND job = ANY(%(jobs)s)
+                   WHERE due_at <= clock_timestamp() AND job = ANY(%(jobs)s) AND NOT gave_up
                      AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = job)
                    GROUP BY job, subject, lock_key ORDER BY first LIMIT %(limit)s""",
                 jobs=list(self._jobs),
@@ -87,12 +103,14 @@ class JobRunner:
         metrics.JOBS.labels(job, "failed").inc()
         with self._database.transaction() as tx:
             tx.run(
-                """UPDATE due SET due_at = clock_timestamp() + make_interval(secs => %(seconds)s), fault = %(fault)s
+                """UPDATE due SET due_at = clock_timestamp() + make_interval(secs => %(seconds)s), fault = %(fault)s,
+                          failures = failures + 1, gave_up = %(max)s > 0 AND failures + 1 >= %(max)s
                    WHERE job = %(job)s AND subject = %(subject)s""",
                 job=job,
                 subject=subject,
                 seconds=FAILED_SECONDS,
                 fault=type(error).__name__,
+                max=self._jobs[job].max_attempts,
             )
 
     def _decide(self, job: Job, subject: str, lock_key: int, *, waited: bool) -> bool:
@@ -118,11 +136,11 @@ class JobRunner:
         crash.reached("job.after_commit", 1, job.name)
         return True
 
-    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.1) -> None:
+    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.1, max_subjects: int = 100) -> None:
         while not stop.is_set():
             wake.clear()
             try:
-                found = await asyncio.to_thread(self.run_due)
+                found = await asyncio.to_thread(self.run_due, max_subjects)
             except Transient as error:
                 _log.warning("database", error=str(error))
                 found = 0

@@ -98,7 +98,8 @@ CREATE TABLE due (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job text NOT NULL, subject text NOT NULL, lock_key bigint NOT NULL,
     due_at timestamptz NOT NULL DEFAULT clock_timestamp(), cause_id text, correlation_id text, traceparent text,
-    fault text  -- of a decision that failed; it is tried again now and then, and stops nobody else
+    fault text,  -- of a decision that failed; it is tried again now and then, and stops nobody else
+    failures int NOT NULL DEFAULT 0, gave_up boolean NOT NULL DEFAULT false  -- until an operator's retry
 );
 CREATE INDEX due_subject ON due (job, subject);
 CREATE INDEX due_at ON due (job, due_at);
@@ -123,7 +124,8 @@ CREATE VIEW ops_attempts AS
 CREATE VIEW ops_work_summary AS
     SELECT kind, state, count(*) AS rows, min(created_at) AS oldest FROM work GROUP BY kind, state;
 CREATE VIEW ops_due AS
-    SELECT job, subject, count(*) AS rows, min(due_at) AS due_at, max(fault) AS fault FROM due GROUP BY job, subject;
+    SELECT job, subject, count(*) AS rows, min(due_at) AS due_at, max(fault) AS fault,
+           max(failures) AS failures, bool_or(gave_up) AS gave_up FROM due GROUP BY job, subject;
 CREATE VIEW ops_outbox AS
     SELECT count(*) AS rows, min(created_at) AS oldest, count(stuck) AS stuck FROM outbox;
 CREATE VIEW ops_dead_letters AS

@@ -19,7 +19,7 @@ from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
 from libs.common.seal import Sealer
 from libs.common.workqueue import Answer, Claim, Done, Later, MaybeDone, NotSent, Settled, Unknown, Void
-from services.funds import decisions, domain, store
+from services.funds import decisions, domain, repay, store
 from services.funds.config import Settings
 from services.funds.ports import Accepted, Account, Bank, Payment, Refused, Repeat, Succeeded
 
@@ -92,6 +92,10 @@ class Check(_Call):
         decided: dict[str, Any] = {}
         for claim in claims:
             row = envelopes[_envelope(claim)]
+            if block := _further_block(tx, claim):
+                payer = self._payer(block)
+                decided[claim.subject] = payer if isinstance(payer, Later) else _Request(*payer, block.amount_minor)
+                continue
             header = EnvelopeHeader.model_validate_json(row.header)
             sponsor = self._settings.sponsor(header.programme.id, header.benefit_code.id)
             if row.cancelling or row.funds != "CHECKING" or row.amount <= 0 or not claim.subject.endswith(f"/{row.round}"):
@@ -113,6 +117,10 @@ class Check(_Call):
         cause = Cause(settled.claim.cause.id, str(envelope_id), settled.claim.cause.traceparent)
         if not isinstance(settled.answer, Done):
             return  # nothing happened that anybody must hear of; the work row says what is wrong
+        if block := _further_block(tx, settled.claim):
+            self._settle_further(tx, settled.claim, block, settled.answer.value, cause)
+            self._advance(tx, settled.claim, envelope_id, cause)
+            return
         row = tx.one(
             """SELECT e.header, e.funds, e.round, (e.completed_minor - m.cancelled_minor)::bigint AS amount
                FROM envelopes e JOIN money m USING (envelope_id) WHERE e.envelope_id = %(id)s""",
@@ -130,6 +138,15 @@ class Check(_Call):
             body = funds.FundsChecked(header=EnvelopeHeader.model_validate_json(row.header), amount_minor=row.amount)
             self._outbox.append(tx, [outgoing(body, envelope_id, cause, settled.claim.subject)])
         decisions.Decisions(self._settings, self._banks, self._sealer, self._outbox).advance(tx, str(envelope_id), cause)
+
+    def _settle_further(self, tx: Tx, claim: Claim, block: Any, value: Any, cause: Cause) -> None:
+        if isinstance(value, Refused):
+            code = decisions.reason_code(value.code)
+            decisions.refuse_block(tx, self._outbox, block.envelope_id, block.block, code, value.message, cause)
+            return
+        body = funds.FundsChecked(header=EnvelopeHeader.model_validate_json(block.header), amount_minor=block.amount_minor)
+        self._outbox.append(tx, [outgoing(body, block.envelope_id, cause, claim.subject)])
+        repay.checked(tx, block.envelope_id, block.block, cause)
 
 
 class Block(_Call):
@@ -170,7 +187,7 @@ class Block(_Call):
         envelope_id, block = _envelope(claim), int(claim.subject.rpartition("/")[2])
         cause = Cause(claim.cause.id, str(envelope_id), claim.cause.traceparent)
         if isinstance(answer, Done) and isinstance(answer.value, Succeeded):
-            decisions.end_block(tx, self._outbox, envelope_id, block, answer.value.reference, cause)
+            decisions.end_block(tx, self._settings, self._outbox, envelope_id, block, answer.value.reference, cause)
         elif isinstance(answer, Done):
             code = decisions.reason_code(answer.value.code)
             decisions.refuse_block(tx, self._outbox, envelope_id, block, code, answer.value.message, cause)
@@ -196,6 +213,7 @@ class Dispatch(_Call):
                       {decisions._OPEN_LETTERS} AS letters
                FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
                LEFT JOIN blocks k ON k.envelope_id = i.envelope_id AND k.state = 'BLOCKED'
+                    AND (k.block = i.block OR i.block IS NULL AND NOT k.further)
                WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction FOR NO KEY UPDATE OF i""",
             ids=numbers,
         )
@@ -213,6 +231,7 @@ class Dispatch(_Call):
                       payment_date = coalesce(i.payment_date, (clock_timestamp() AT TIME ZONE e.time_zone)::date)
                FROM envelopes e JOIN blocks k ON k.envelope_id = e.envelope_id AND k.state = 'BLOCKED'
                WHERE i.instruction = ANY(%(ids)s::bigint[]) AND e.envelope_id = i.envelope_id
+                 AND (k.block = i.block OR i.block IS NULL AND NOT k.further)
                  AND i.state IN ('WAITING', 'SENDING') RETURNING i.instruction, i.payment_date""",
             ids=[int(subject) for subject, request in decided.items() if isinstance(request, _Request)],
         )
@@ -423,6 +442,17 @@ def _payment(
         provider if kind == "EMAIL_WALLET" else "",
         narratives,
     )
+
+
+def _further_block(tx: Tx, claim: Claim) -> Any:
+    """The further block that waits for this check; None: it is the envelope's own that does, or nobody any more."""
+    rows = tx.rows(
+        """SELECT b.*, e.header, e.currency FROM blocks b JOIN envelopes e USING (envelope_id)
+           WHERE b.envelope_id = %(id)s AND b.round = %(round)s AND b.state = 'CHECKING'""",
+        id=_envelope(claim),
+        round=int(claim.subject.rpartition("/")[2]),
+    )
+    return rows[0] if rows else None
 
 
 def _envelope(claim: Claim) -> UUID:

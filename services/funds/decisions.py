@@ -16,7 +16,7 @@ from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
-from services.funds import store
+from services.funds import orders, repay, store
 from services.funds.config import Settings
 from services.funds.domain import Money
 from services.funds.ports import Bank, Repeat
@@ -43,7 +43,9 @@ class Decisions:
             return
         self._start_check(tx, envelope_id, because)
         self._start_block(tx, envelope_id, because)
+        self._release_expired(tx, envelope_id, because)
         self._release_cancelled(tx, envelope_id, because)
+        self._mark_overdue(tx, envelope_id, because)
         self._answer_cancellation(tx, envelope_id, because)
         self._settle(tx, envelope_id, because)
 
@@ -55,9 +57,10 @@ class Decisions:
             """UPDATE envelopes e SET funds = 'CHECKING', round = round + 1
                FROM money m WHERE m.envelope_id = e.envelope_id AND e.envelope_id = %(id)s AND e.funds = 'WAITING'
                  AND NOT e.cancelling AND e.completed_minor > m.cancelled_minor
-                 AND e.schedule_date <= (clock_timestamp() AT TIME ZONE e.time_zone)::date
+                 AND (%(future)s OR e.schedule_date <= (clock_timestamp() AT TIME ZONE e.time_zone)::date)
                RETURNING e.round, e.lock_key""",
             id=envelope_id,
+            future=self._settings.pay_future_schedules,
         )
         for row in rows:
             workqueue.enqueue(tx, "check", [f"{envelope_id}/{row.round}"], [row.lock_key], [cause])
@@ -128,10 +131,15 @@ class Decisions:
             )
         tx.run(
             """WITH void AS (
-                   UPDATE blocks b SET state = 'VOID' FROM work w WHERE b.envelope_id = %(id)s AND b.state = 'PENDING'
-                     AND w.kind = 'block' AND w.subject = b.envelope_id || '/' || b.block AND w.state = 'VOID'
-                   RETURNING b.envelope_id)
-               UPDATE cancelled c SET in_block = false FROM void v WHERE c.envelope_id = v.envelope_id""",
+                   UPDATE blocks b SET state = 'VOID' WHERE b.envelope_id = %(id)s AND (b.state = 'CHECKING' OR b.state = 'PENDING'
+                     AND EXISTS (SELECT 1 FROM work w WHERE w.kind = 'block' AND w.subject = b.envelope_id || '/' || b.block
+                                     AND w.state = 'VOID'))
+                   RETURNING b.envelope_id, b.block, b.further),
+               unasked AS (
+                   UPDATE repayments r SET state = 'REFUSED' FROM void v WHERE r.envelope_id = v.envelope_id
+                     AND r.block = v.block AND r.state = 'ASKED')
+               UPDATE cancelled c SET in_block = false FROM void v WHERE c.envelope_id = v.envelope_id
+                 AND c.block IS NOT DISTINCT FROM CASE WHEN v.further THEN v.block END""",
             id=envelope_id,
         )
         tx.run(
@@ -169,14 +177,16 @@ class Decisions:
         gone = list(
             tx.rows(
                 """WITH hit AS (
-                       SELECT i.envelope_id, i.batch_id, p.instruction, p.position, p.amount_minor, p.disbursement_id
+                       SELECT i.envelope_id, i.batch_id, p.instruction, p.position, p.amount_minor, p.disbursement_id, i.block
                        FROM instructions i JOIN payments p USING (instruction)
                        WHERE i.instruction = ANY(%(chosen)s::bigint[])
                          AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = i.envelope_id
                                                        AND t.disbursement_id = p.disbursement_id))),
                    added AS (
-                       INSERT INTO cancelled (envelope_id, disbursement_id, batch_id, instruction, position, amount_minor, in_block)
-                       SELECT envelope_id, disbursement_id, batch_id, instruction, position, amount_minor, %(in_block)s FROM hit
+                       INSERT INTO cancelled (envelope_id, disbursement_id, batch_id, instruction, position, amount_minor, in_block,
+                                              block)
+                       SELECT envelope_id, disbursement_id, batch_id, instruction, position, amount_minor, %(in_block)s, block
+                       FROM hit
                        ON CONFLICT DO NOTHING RETURNING batch_id, instruction, disbursement_id, amount_minor),
                    sums AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM added GROUP BY instruction),
                    counted AS (
@@ -199,15 +209,17 @@ class Decisions:
                          AND (%(whole)s OR EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = x.envelope_id
                                                        AND t.disbursement_id = x.disbursement_id))
                        LIMIT 1000 * %(limit)s)
-                   RETURNING envelope_id, batch_id, disbursement_id, amount_minor)
-               INSERT INTO cancelled (envelope_id, disbursement_id, batch_id, amount_minor, in_block)
-               SELECT envelope_id, disbursement_id, batch_id, amount_minor, %(in_block)s FROM hit
+                   RETURNING envelope_id, batch_id, disbursement_id, amount_minor, instruction)
+               INSERT INTO cancelled (envelope_id, disbursement_id, batch_id, amount_minor, in_block, block)
+               SELECT hit.envelope_id, disbursement_id, hit.batch_id, amount_minor, %(in_block)s, i.block
+               FROM hit LEFT JOIN instructions i USING (instruction)
                ON CONFLICT DO NOTHING RETURNING batch_id, disbursement_id, amount_minor""",
             id=envelope_id,
             whole=whole,
             limit=limit,
             in_block=block_fixed,
         )
+        gone += repay.cancel_asked(tx, envelope_id, whole=whole)
         return gone, len(chosen) == limit or len(gone) >= 1000 * limit
 
     def _say_cancelled(self, tx: Tx, gone: Sequence[Any], cause: Cause) -> None:
@@ -289,14 +301,63 @@ class Decisions:
 
     def _release_cancelled(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """What was cancelled after the block goes back to the sponsor, once there is a block to give back from."""
-        amount = tx.one(
-            """SELECT coalesce(sum(c.amount_minor), 0)::bigint AS amount FROM cancelled c
-               WHERE c.envelope_id = %(id)s AND c.in_block AND c.release_id IS NULL
-                 AND EXISTS (SELECT 1 FROM blocks b WHERE b.envelope_id = c.envelope_id AND b.state = 'BLOCKED')""",
+        rows = tx.rows(
+            """SELECT b.block, sum(c.amount_minor)::bigint AS amount
+               FROM cancelled c JOIN blocks b ON b.envelope_id = c.envelope_id AND b.state = 'BLOCKED'
+                    AND (b.block = c.block OR c.block IS NULL AND NOT b.further)
+               WHERE c.envelope_id = %(id)s AND c.in_block AND c.release_id IS NULL GROUP BY b.block ORDER BY b.block""",
             id=envelope_id,
-        ).amount
-        if amount:
-            create_release(tx, self._banks, envelope_id, amount, "CANCELLED", cause)
+        )
+        for row in rows:
+            release_id = create_release(tx, self._banks, envelope_id, row.block, row.amount, "CANCELLED", cause)
+            tx.run(
+                """UPDATE cancelled c SET release_id = %(r)s FROM blocks b WHERE c.envelope_id = %(id)s AND c.in_block
+                     AND c.release_id IS NULL AND b.envelope_id = c.envelope_id AND b.block = %(block)s
+                     AND (c.block = b.block OR c.block IS NULL AND NOT b.further)""",
+                r=release_id,
+                id=envelope_id,
+                block=row.block,
+            )
+
+    def _release_expired(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """What nobody could pay for too long goes back to the sponsor."""
+        if self._settings.held_ttl_days:
+            release_held(tx, self._banks, envelope_id, "HELD_TTL", cause, older_than_days=self._settings.held_ttl_days)
+
+    def _mark_overdue(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """Instructions the bank took and of which no statement shows all: listed for an operator, never sent again. The bank is
+        asked for a statement; what comes late is booked as ever, and ends the exception."""
+        if not self._settings.statement_days:
+            return
+        # One for each instruction: whoever of it is outstanding is seen in its payments, and there may be a million.
+        found = tx.rows(
+            """WITH late AS (
+                   SELECT i.instruction, e.currency, i.count - i.cancelled_count - i.refused_count - i.debited_count AS n,
+                          i.total_minor - i.cancelled_minor - i.refused_minor - i.debited_minor AS minor,
+                          i.state = 'DISPATCHED'
+                              AND i.dispatched_at < clock_timestamp() - make_interval(days => %(days)s) AS overdue
+                   FROM instructions i JOIN envelopes e USING (envelope_id) WHERE i.envelope_id = %(id)s),
+               changed AS (
+                   UPDATE exceptions x SET amount_minor = late.minor, detail = late.n || ' payments without a line',
+                          state = CASE WHEN late.n = 0 THEN 'CLOSED' ELSE x.state END,
+                          closed_at = CASE WHEN late.n = 0 THEN clock_timestamp() END
+                   FROM late WHERE x.instruction = late.instruction AND x.reason = 'NO_STATEMENT_LINE' AND x.state = 'OPEN'
+                     AND x.amount_minor <> late.minor)
+               INSERT INTO exceptions (reason, instruction, amount_minor, currency, detail)
+               SELECT 'NO_STATEMENT_LINE', instruction, minor, currency, n || ' payments without a line'
+               FROM late WHERE overdue AND n > 0 ON CONFLICT DO NOTHING RETURNING instruction""",
+            id=envelope_id,
+            days=self._settings.statement_days,
+        )
+        if found:
+            payers = tx.rows(
+                """SELECT DISTINCT k.sponsor FROM instructions i JOIN blocks k USING (envelope_id, block)
+                   WHERE i.instruction = ANY(%(ids)s::bigint[])""",
+                ids=[row.instruction for row in found],
+            )
+            known = self._settings.sponsors
+            names = {row.sponsor if row.sponsor in known else "default" for row in payers} & known.keys()
+            orders.ask(tx, sorted(names), Cause(cause.id, None, cause.traceparent))
 
     def _settle(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed."""
@@ -308,10 +369,15 @@ class Decisions:
         )
         money = Money(**{name: getattr(row, f"{name}_minor") for name in Money.__slots__})
         finished = envelope.cancelled_at is not None or (envelope.completed_minor is not None and not envelope.cancelling)
-        if not finished or not money.settled:
+        asking = "SELECT 1 FROM blocks WHERE envelope_id = %(id)s AND state IN ('CHECKING', 'PENDING', 'SENDING', 'UNKNOWN')"
+        if not finished or not money.settled or tx.rows(asking, id=envelope_id):
             return
         position = funds.Position(**{name: getattr(money, name) for name in Money.__slots__})
-        if envelope.settled_position == position.model_dump_json():
+        if envelope.settled_position == position.model_dump_json():  # a repayment came to nothing
+            tx.run(
+                "UPDATE envelopes SET settled_at = clock_timestamp() WHERE envelope_id = %(id)s AND settled_at IS NULL",
+                id=envelope_id,
+            )
             return
         revision = envelope.settled_revision + 1
         tx.run(
@@ -331,6 +397,20 @@ class Decisions:
         )
         self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision, position.model_dump_json())])
 
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def repay(self, tx: Tx, event: Event[operator.Repay]) -> int:
+        """See repay.py. An operator who saw another number than there are gets nothing done."""
+        envelope_id = event.data.envelope_id
+        tx.lock_exclusive([lock_key("funds", envelope_id)])
+        expected, asked = event.data.expected, len(set(event.data.disbursement_ids))
+        if expected not in (None, asked):
+            raise CommandRefused(f"the operator saw {expected}, there are {asked}")
+        cause = Cause(event.id, str(envelope_id), event.traceparent)
+        return repay.repay(tx, self._settings, self._sealer, event.data, cause)
+
+    # --- statements ---------------------------------------------------------------------------------------------------
+
     def close_statement(self, tx: Tx, subject: str, cause: Cause) -> None:
         """Say what a statement came to, once all its chunks are here."""
         statement_id = UUID(subject)
@@ -347,11 +427,14 @@ class Decisions:
                RETURNING s.*, c.lines AS seen, c.balance, c.confirmed, c.confirmed_minor, c.reversed, c.reversed_minor""",
             id=statement_id,
         )
-        exceptions = tx.rows(
-            "SELECT reason, count(*) AS n FROM exceptions WHERE statement_id = %(id)s GROUP BY reason ORDER BY reason",
-            id=statement_id,
-        )
         for row in rows:
+            agree = row.opening_minor + row.balance == row.closing_minor and row.seen == row.lines
+            if not agree:
+                self._flag_balance(tx, row)
+            exceptions = tx.rows(
+                "SELECT reason, count(*) AS n FROM exceptions WHERE statement_id = %(id)s GROUP BY reason ORDER BY reason",
+                id=statement_id,
+            )
             body = funds.StatementReconciled(
                 statement_id=statement_id,
                 account_token=row.account_token,
@@ -362,9 +445,23 @@ class Decisions:
                 reversed=row.reversed,
                 reversed_minor=row.reversed_minor,
                 exceptions=[funds.StatementException(reason=x.reason, count=x.n) for x in exceptions],
-                balances_agree=row.opening_minor + row.balance == row.closing_minor and row.seen == row.lines,
+                balances_agree=agree,
             )
             self._outbox.append(tx, [outgoing(body, row.account_token, cause, statement_id)])
+
+    @staticmethod
+    def _flag_balance(tx: Tx, statement: Any) -> None:
+        """Flagged, never refused. A line that cannot be read says so itself, and no sum can agree without it."""
+        tx.run(
+            """INSERT INTO exceptions (statement_id, reason, amount_minor, currency, detail)
+               SELECT %(id)s, 'BALANCE_MISMATCH', %(off)s, %(currency)s, %(detail)s
+               WHERE NOT EXISTS (SELECT 1 FROM exceptions WHERE statement_id = %(id)s AND reason = 'UNPARSABLE_LINE')
+               ON CONFLICT DO NOTHING""",
+            id=statement.statement_id,
+            off=abs(statement.closing_minor - statement.opening_minor - statement.balance),
+            currency=statement.currency,
+            detail=f"{statement.seen} of {statement.lines} lines; opening balance and lines do not come to the closing balance",
+        )
 
     def _header(self, tx: Tx, envelope_id: UUID) -> EnvelopeHeader:
         row = tx.one("SELECT header FROM envelopes WHERE envelope_id = %(id)s", id=envelope_id)
@@ -376,48 +473,64 @@ def batch_headers(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, BatchHeader]:
     return {row.batch_id: BatchHeader.model_validate_json(row.header) for row in rows}
 
 
-def create_release(
-    tx: Tx, banks: Mapping[str, Bank], envelope_id: UUID, amount_minor: int, reason: str, cause: Cause, held: Sequence[int] = ()
-) -> None:
-    """Money on its way back: `releasing` from here. A bank without the verb leaves it to an operator, who has it listed."""
-    block = tx.one(
-        "SELECT block, bank FROM blocks WHERE envelope_id = %(id)s AND state = 'BLOCKED'",
+def release_held(
+    tx: Tx, banks: Mapping[str, Bank], envelope_id: UUID, reason: str, cause: Cause, older_than_days: int = 0
+) -> int:
+    """Held money goes back to the sponsor, each from the block where it lies; returns how many people it was held for."""
+    rows = tx.rows(
+        """UPDATE held h SET state = 'RELEASING'
+           FROM held x LEFT JOIN instructions i USING (instruction) JOIN blocks b ON b.envelope_id = x.envelope_id
+           WHERE h.held_id = x.held_id AND x.envelope_id = %(id)s AND x.state = 'HELD' AND b.state = 'BLOCKED'
+             AND (b.block = i.block OR i.block IS NULL AND NOT b.further)
+             AND x.since <= clock_timestamp() - make_interval(days => %(days)s)
+           RETURNING h.held_id, h.amount_minor, b.block""",
         id=envelope_id,
+        days=older_than_days,
     )
-    bank = banks.get(block.bank)
+    per: dict[int, list[Any]] = defaultdict(list)
+    for row in rows:
+        per[row.block].append(row)
+    for block, held in sorted(per.items()):
+        release_id = create_release(tx, banks, envelope_id, block, sum(row.amount_minor for row in held), reason, cause)
+        ids = [row.held_id for row in held]
+        tx.run("UPDATE held SET release_id = %(r)s WHERE held_id = ANY(%(ids)s::bigint[])", r=release_id, ids=ids)
+    return len(rows)
+
+
+def create_release(
+    tx: Tx, banks: Mapping[str, Bank], envelope_id: UUID, block: int, amount_minor: int, reason: str, cause: Cause
+) -> int:
+    """Money on its way back: `releasing` from here. A bank without the verb leaves it to an operator, who has it listed."""
+    bank = banks.get(
+        tx.one("SELECT bank FROM blocks WHERE envelope_id = %(id)s AND block = %(block)s", id=envelope_id, block=block).bank
+    )
     offered = bank is None or bank.capabilities.release is not Repeat.NONE  # one that is gone is asked when it is back
-    release_id = tx.one(
+    release_id: int = tx.one(
         """INSERT INTO releases (envelope_id, block, amount_minor, reason, state)
            VALUES (%(id)s, %(block)s, %(amount)s, %(reason)s, %(state)s) RETURNING release_id""",
         id=envelope_id,
-        block=block.block,
+        block=block,
         amount=amount_minor,
         reason=reason,
         state="PENDING" if offered else "NOT_OFFERED",
     ).release_id
-    if held:
-        tx.run("UPDATE held SET release_id = %(r)s WHERE held_id = ANY(%(ids)s::bigint[])", r=release_id, ids=list(held))
-    else:
-        tx.run(
-            "UPDATE cancelled SET release_id = %(r)s WHERE envelope_id = %(id)s AND in_block AND release_id IS NULL",
-            r=release_id,
-            id=envelope_id,
-        )
     if offered:
         workqueue.enqueue(tx, "release", [str(release_id)], [lock_key("funds", envelope_id)], [cause])
+    return release_id
 
 
-def end_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, reference: str, cause: Cause) -> None:
-    """The money is reserved: say so and dispatch whatever has arrived."""
+def end_block(tx: Tx, settings: Settings, outbox: Outbox, envelope_id: UUID, block: int, reference: str, cause: Cause) -> None:
+    """The money is reserved: say so and dispatch whatever has arrived, or was to be paid from it."""
     row = tx.one(
         """UPDATE blocks b SET state = 'BLOCKED', bank_reference = %(reference)s, blocked_at = clock_timestamp()
            FROM envelopes e WHERE e.envelope_id = b.envelope_id AND b.envelope_id = %(id)s AND b.block = %(block)s
-           RETURNING b.amount_minor, e.header, e.lock_key""",
+           RETURNING b.amount_minor, e.header""",
         id=envelope_id,
         block=block,
         reference=reference,
     )
     tx.run("UPDATE envelopes SET funds = 'BLOCKED' WHERE envelope_id = %(id)s", id=envelope_id)
+    store.pay_repayments(tx, settings.incarnation, envelope_id, block)
     body = funds.FundsBlocked(
         header=EnvelopeHeader.model_validate_json(row.header),
         block=block,
@@ -425,22 +538,46 @@ def end_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, reference: 
         bank_reference=reference,
     )
     outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, block)])
+    _dispatch_waiting(tx, envelope_id, cause)
+
+
+def _dispatch_waiting(tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+    """Money is reserved again, or still: whatever has arrived meanwhile is sent."""
     tx.run(
         """INSERT INTO work (kind, subject, lock_key, cause_id, correlation_id, traceparent)
            SELECT 'dispatch', instruction, %(key)s, 'instruction/' || instruction, %(id)s::text, %(trace)s
            FROM instructions WHERE envelope_id = %(id)s AND state = 'WAITING' ON CONFLICT DO NOTHING""",
         id=envelope_id,
-        key=row.lock_key,
+        key=lock_key("funds", envelope_id),
         trace=cause.traceparent,
     )
     tx.wakes.add("dispatch")
 
 
 def refuse_block(tx: Tx, outbox: Outbox, envelope_id: UUID, block: int, code: str, message: str, cause: Cause) -> None:
-    """Nothing was reserved: what was cancelled meanwhile needs no release; the next tick checks again."""
-    tx.run("UPDATE blocks SET state = 'REFUSED' WHERE envelope_id = %(id)s AND block = %(block)s", id=envelope_id, block=block)
-    tx.run("UPDATE cancelled SET in_block = false WHERE envelope_id = %(id)s AND in_block", id=envelope_id)
-    say_short(tx, outbox, envelope_id, code, message, cause, f"block {block}")
+    """Nothing was reserved: what was cancelled meanwhile needs no release. The next tick checks again; a further block must be
+    asked for again."""
+    row = tx.one(
+        """UPDATE blocks b SET state = 'REFUSED' FROM envelopes e
+           WHERE b.envelope_id = %(id)s AND b.block = %(block)s AND e.envelope_id = b.envelope_id
+           RETURNING b.further, b.amount_minor, e.header""",
+        id=envelope_id,
+        block=block,
+    )
+    tx.run(
+        """UPDATE cancelled SET in_block = false WHERE envelope_id = %(id)s AND in_block
+             AND block IS NOT DISTINCT FROM %(of)s::int""",
+        id=envelope_id,
+        of=block if row.further else None,
+    )
+    if not row.further:
+        say_short(tx, outbox, envelope_id, code, message, cause, f"block {block}")
+        return
+    repay.give_up(tx, envelope_id, block)
+    _dispatch_waiting(tx, envelope_id, cause)
+    header = EnvelopeHeader.model_validate_json(row.header)
+    body = funds.FundsShort(header=header, amount_minor=row.amount_minor, reason=code, message=message)
+    outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, f"block {block}")])
 
 
 def say_short(tx: Tx, outbox: Outbox, envelope_id: UUID, code: str, message: str, cause: Cause, which: str) -> None:
@@ -482,7 +619,25 @@ def dispatched(header: BatchHeader, incarnation: int, number: int, items: Sequen
     return outgoing(body, header.batch_id, because, incarnation, number)
 
 
-def settle_unknown(tx: Tx, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:
+def settle_exceptions(tx: Tx, event: Event[operator.SettleException]) -> int:
+    """An operator has dealt with exceptions, outside or by another command: they are closed with who, why and the evidence."""
+    data, ids = event.data, sorted(set(event.data.ids))
+    found = tx.rows("SELECT id, state FROM exceptions WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR UPDATE", ids=ids)
+    known = {row.id: row.state for row in found}
+    wrong = [f"{one}: {known.get(one, 'NOT_KNOWN')}" for one in ids if known.get(one) != "OPEN"]
+    if wrong:
+        raise CommandRefused(f"not open: {', '.join(wrong)}")
+    return tx.run(
+        """UPDATE exceptions SET state = 'CLOSED', closed_at = clock_timestamp(), closed_by = %(who)s, why = %(why)s,
+                  evidence = %(evidence)s WHERE id = ANY(%(ids)s::bigint[])""",
+        who=data.who,
+        why=data.why,
+        evidence=data.evidence,
+        ids=ids,
+    )
+
+
+def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:
     """An operator knows, with evidence, what became of a call whose answer was lost."""
     data = event.data
     happened = data.outcome == "happened"
@@ -499,7 +654,7 @@ def settle_unknown(tx: Tx, outbox: Outbox, event: Event[operator.SettleUnknown])
         if happened and not data.reference:
             raise CommandRefused("a block that happened needs the bank's block reference")
         if happened:
-            end_block(tx, outbox, envelope_id, number, data.reference, cause)
+            end_block(tx, settings, outbox, envelope_id, number, data.reference, cause)
         else:
             refuse_block(tx, outbox, envelope_id, number, "DID_NOT_HAPPEN", data.evidence, cause)
     elif data.kind == "dispatch":

@@ -15,7 +15,7 @@ The states, and the only moves between them:
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -144,16 +144,22 @@ class Line(NamedTuple):
     bank_reference: str
 
 
-class Known(NamedTuple):
-    """What the database knows of the payment a line names."""
+class Named(NamedTuple):
+    """What the database knows of a payment that a line may name."""
 
     amount_minor: int
+    disbursement_id: str
+    debit: str | None = None  # bank reference of the debit that confirmed it
+    reversal: str | None = None
+    held_state: str | None = None  # where the bank has refused it
+    cancelled: bool = False  # or released: its money is not there any more
+
+
+class PaidFrom(NamedTuple):
+    """What a list of payments is paid in and from."""
+
     currency: str
-    debit: str | None  # bank reference of the debit that confirmed it
-    reversal: str | None
-    cancelled: bool  # or released: its money is not there any more
-    paid_again: bool  # refused, and sent anew under another reference
-    blocked: bool = True  # there is a block to be paid from
+    blocked: bool  # there is a block
 
 
 @dataclass
@@ -165,25 +171,32 @@ class Reconciliation:
     exceptions: list[tuple[Line, str]]
 
 
-def reconcile(lines: Sequence[Line], currency: str, known: dict[tuple[int, int], Known]) -> Reconciliation:
+def reconcile(
+    lines: Sequence[Line],
+    currency: str,
+    payments: Mapping[tuple[int, int], Named],
+    lists: Mapping[int, PaidFrom],
+    retired: Container[tuple[int, int]] = (),
+) -> Reconciliation:
     """Decide each line. Order of arrival doesn't matter: a reversal before its debit is kept and counts once both are there.
 
-    The same bank reference again is the same line in another statement and changes nothing."""
+    The same bank reference again is the same line in another statement and changes nothing. `retired`: refused payments whose
+    successor was taken back, so that they count themselves."""
     result = Reconciliation([], [], [])
-    debits: dict[tuple[int, int], str] = {key: k.debit for key, k in known.items() if k.debit is not None}
-    reversals: dict[tuple[int, int], str] = {key: k.reversal for key, k in known.items() if k.reversal is not None}
+    debits: dict[tuple[int, int], str] = {key: k.debit for key, k in payments.items() if k.debit is not None}
+    reversals: dict[tuple[int, int], str] = {key: k.reversal for key, k in payments.items() if k.reversal is not None}
     for line in lines:
         key = (line.instruction, line.position)
-        payment = known.get(key)
+        payment = payments.get(key)
         seen, facts = (debits, result.debits) if line.mark == "D" else (reversals, result.reversals)
         if payment is None:
             result.exceptions.append((line, "UNKNOWN_REFERENCE"))
-        elif payment.amount_minor != line.amount_minor or payment.currency != currency:
+        elif payment.amount_minor != line.amount_minor or lists[line.instruction].currency != currency:
             result.exceptions.append((line, "AMOUNT_MISMATCH"))
         elif key in seen:
             if not _identifies(line.bank_reference) or seen[key] != line.bank_reference:
                 result.exceptions.append((line, "DUPLICATE_DEBIT" if line.mark == "D" else "DUPLICATE_REVERSAL"))
-        elif line.mark == "D" and (reason := _cannot_count(payment)):
+        elif line.mark == "D" and (reason := _cannot_count(payment, lists[line.instruction].blocked, key in retired)):
             result.exceptions.append((line, reason))
         else:
             seen[key] = line.bank_reference
@@ -194,13 +207,13 @@ def reconcile(lines: Sequence[Line], currency: str, known: dict[tuple[int, int],
     return result
 
 
-def _cannot_count(payment: Known) -> str:
+def _cannot_count(payment: Named, blocked: bool, retired: bool) -> str:
     """Why a debit is only an exception: its money is elsewhere by now, and counting it would count twice."""
     if payment.cancelled:
         return "PAID_AFTER_CANCEL"
-    if payment.paid_again:
+    if payment.held_state in ("PAYING", "SUPERSEDED") and not retired:
         return "PAID_AFTER_RETRY"
-    return "" if payment.blocked else "PAID_BEFORE_BLOCK"
+    return "" if blocked else "PAID_BEFORE_BLOCK"
 
 
 def _identifies(bank_reference: str) -> bool:

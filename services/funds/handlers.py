@@ -56,9 +56,7 @@ class Handlers:
     def on_completed(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeCompleted]]) -> None:
         _lock(tx, events)
         store.ensure_envelopes(tx, [event.data.header for event in events])
-        store.complete_envelopes(
-            tx, [(e.data.header.envelope_id, e.data.batches, e.data.count, e.data.total_minor) for e in events]
-        )
+        store.complete_envelopes(tx, [(e.data.header, e.data.batches, e.data.count, e.data.total_minor) for e in events])
         _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
 
     def on_envelope_cancelling(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeCancelling]]) -> None:
@@ -77,8 +75,8 @@ class Handlers:
         _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
 
     def on_tick(self, tx: Tx, events: Sequence[Event[scheduler.Tick]]) -> None:
-        """Envelopes whose day has come, and those that were short. The decision reads the database's own clock, so a tick
-        fired by hand cannot make anybody be paid early."""
+        """Envelopes whose day has come, those that were short, and those in which something is held or outstanding for too long.
+        The decision reads the database's own clock, so a tick fired by hand cannot make anybody be paid early."""
         due = [event for event in events if event.data.job == FUNDS_DUE_JOB]
         if not due:
             return
@@ -87,11 +85,14 @@ class Handlers:
             """INSERT INTO due (job, subject, lock_key, cause_id, correlation_id, traceparent)
                SELECT %(job)s, envelope_id, lock_key, %(cause)s, envelope_id, %(trace)s FROM envelopes
                WHERE funds = 'WAITING' AND completed_minor IS NOT NULL AND settled_at IS NULL AND cancelled_at IS NULL
-                 AND schedule_date <= (clock_timestamp() AT TIME ZONE time_zone)::date""",
+                 AND (%(future)s OR schedule_date <= (clock_timestamp() AT TIME ZONE time_zone)::date)""",
+            future=self._settings.pay_future_schedules,
             job=ADVANCE,
             cause=due[-1].id,
             trace=due[-1].traceparent,
         )
+        held_days, statement_days = self._settings.held_ttl_days, self._settings.statement_days
+        _make_due(tx, store.overdue(tx, held_days, statement_days), Cause(due[-1].id, None, due[-1].traceparent))
         tx.wakes.add(jobs.WAKE)
 
     # --- batches ------------------------------------------------------------------------------------------------------
@@ -113,6 +114,7 @@ class Handlers:
         for event in fresh:
             self._sort(event, context[event.data.header.envelope_id], dead, seen, intake)
         self._write(tx, intake, context)
+        _keep_late_addresses(tx, fresh, intake)
         for event in fresh:
             envelope = context[event.data.header.envelope_id]
             if envelope.cancelling or intake.cancelled:
@@ -276,25 +278,15 @@ class Handlers:
         issued = {(number, row.incarnation) for number, row in instructions.items()}
         mine = [line for line, incarnation in lines if (line.instruction, incarnation) in issued]
         strange += [line for line, incarnation in lines if (line.instruction, incarnation) not in issued]
-        payments = store.payments_named(tx, mine)
+        early = store.with_early_reversals(tx, named)
+        payments = store.payments_named(tx, mine, instructions, early)
         # Sent anew, and yet the first one was made: what is not on its way yet is taken back, then the first one counts.
         anew = [key for key in _debited_keys(mine, payments) if payments[key].held_state == "PAYING"]
         retired = store.supersede(tx, anew) if anew else set()
-        known = {
-            key: domain.Known(
-                row.amount_minor,
-                instructions[key[0]].currency,
-                row.debit,
-                row.reversal,
-                row.cancelled,
-                row.held_state in ("PAYING", "SUPERSEDED") and key not in retired,
-                instructions[key[0]].live_block is not None,
-            )
-            for key, row in payments.items()
-        }
-        result = domain.reconcile(mine, data.currency, known)
+        lists = {n: domain.PaidFrom(row.currency, row.live_block is not None) for n, row in instructions.items()}
+        result = domain.reconcile(mine, data.currency, payments, lists, retired)
         result.exceptions += [(line, "UNKNOWN_REFERENCE") for line in strange]
-        self._store_facts(tx, event, result, instructions, payments)
+        self._store_facts(tx, event, result, instructions, payments, early)
         self._store_exceptions(tx, data, result.exceptions)
 
     @staticmethod
@@ -319,7 +311,8 @@ class Handlers:
         event: Event[ingestion.StatementLines],
         result: domain.Reconciliation,
         instructions: dict[int, Any],
-        payments: Mapping[tuple[int, int], store.NamedPayment],
+        payments: Mapping[tuple[int, int], domain.Named],
+        early: set[int],
     ) -> None:
         data = event.data
         debits = [(line.instruction, line.position) for line in result.debits]
@@ -336,12 +329,12 @@ class Handlers:
                 for line in lines
             ),
         )
-        overtaken = store.end_early_reversals(tx, debits) if store.has_early_reversals(tx, list(instructions)) else set()
+        overtaken = store.end_early_reversals(tx, debits) if early else set()
         now_debited = set(debits)
         counting = [key for key in reversals if key in now_debited or payments[key].debit is not None]  # both facts are there
-        early = [key for key in reversals if key not in set(counting)]
-        if early:
-            store.keep_early_reversals(tx, early)
+        waiting = [key for key in reversals if key not in set(counting)]
+        if waiting:
+            store.keep_early_reversals(tx, waiting)
         reversed_now = sorted({*counting, *overtaken})
         per: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # debits, their sum, reversals, their sum
         for key in debits:
@@ -415,23 +408,7 @@ class Handlers:
         tx.lock_exclusive([lock_key("funds", envelope_id)])
         held = tx.rows("SELECT count(*) AS n FROM held WHERE envelope_id = %(id)s AND state = 'HELD'", id=envelope_id)[0].n
         _expect(event, held)
-        rows = tx.rows(
-            """UPDATE held SET state = 'RELEASING' WHERE envelope_id = %(id)s AND state = 'HELD'
-                 AND EXISTS (SELECT 1 FROM blocks b WHERE b.envelope_id = %(id)s AND b.state = 'BLOCKED')
-               RETURNING held_id, amount_minor""",
-            id=envelope_id,
-        )
-        if rows:
-            decisions.create_release(
-                tx,
-                self._banks,
-                envelope_id,
-                sum(row.amount_minor for row in rows),
-                "OPERATOR",
-                _because(event, envelope_id),
-                held=[row.held_id for row in rows],
-            )
-        return len(rows)
+        return decisions.release_held(tx, self._banks, envelope_id, "OPERATOR", _because(event, envelope_id))
 
     def retry_held(self, tx: Tx, event: Event[operator.RetryHeld]) -> int:
         """Those whom the bank has definitely refused are paid anew, in instructions of their own."""
@@ -456,7 +433,7 @@ class Handlers:
         return len(rows)
 
     def settle_unknown(self, tx: Tx, event: Event[operator.SettleUnknown]) -> int:
-        return decisions.settle_unknown(tx, self._outbox, event)
+        return decisions.settle_unknown(tx, self._settings, self._outbox, event)
 
 
 def _decoded(data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, int]], list[domain.Line]]:
@@ -476,9 +453,7 @@ def _decoded(data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, in
     return ours, strange
 
 
-def _debited_keys(
-    lines: Sequence[domain.Line], payments: Mapping[tuple[int, int], store.NamedPayment]
-) -> list[tuple[int, int]]:
+def _debited_keys(lines: Sequence[domain.Line], payments: Mapping[tuple[int, int], domain.Named]) -> list[tuple[int, int]]:
     """The payments which these lines debit for the first time, with the amount that was sent."""
     if not any(payment.held_state for payment in payments.values()):
         return []  # only what the bank has refused can be sent anew
@@ -492,7 +467,7 @@ def _payments(
     model: type[funds.Payments],
     keys: Sequence[tuple[int, int]],
     instructions: dict[int, Any],
-    payments: Mapping[tuple[int, int], store.NamedPayment],
+    payments: Mapping[tuple[int, int], domain.Named],
     cause: Cause,
     place: tuple[object, ...],
     **fields: Any,
@@ -509,6 +484,26 @@ def _payments(
         because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
         events.append(outgoing(body, header.batch_id, because, *place, number))
     return events
+
+
+def _keep_late_addresses(tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]], intake: _Intake) -> None:
+    """Whoever is resolved in a later part and not paid by it: paid already, or their money was given back."""
+    later = [event.data for event in events if event.data.part > 1]
+    if not later:
+        return
+    payable = {
+        (row[1], row[2], item.disbursement_id)
+        for row, items in zip(intake.instructions, intake.items, strict=True)
+        for item in items
+    }
+    rows = []
+    for data in later:
+        place = (data.header.batch_id, data.part)
+        ids = [one.disbursement_id for one in data.items if (*place, one.disbursement_id) not in payable]
+        if ids:
+            rows.append((data.header.envelope_id, *place, data.sealed.key_id, data.sealed.data, ids))
+    if rows:
+        store.keep_late_addresses(tx, rows)
 
 
 def _lock(tx: Tx, events: Sequence[Event[Any]]) -> None:

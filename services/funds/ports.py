@@ -104,3 +104,7 @@ class Bank(Protocol):
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
     ) -> Answer: ...
+
+    async def order_statement(self, client: httpx.AsyncClient, claim: Claim, account: Account) -> Answer:
+        """Have the bank send what is booked and not stated yet. A read: it may be repeated freely."""
+        ...

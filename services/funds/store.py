@@ -1,6 +1,6 @@
 """Every SQL statement of funds' folds, one function each; sets in, sets out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -8,7 +8,7 @@ from libs.common.clock import known_time_zone
 from libs.common.contracts.base import BatchHeader, EnvelopeHeader
 from libs.common.db import Tx, lock_key
 from libs.common.errors import Malformed
-from services.funds.domain import Line
+from services.funds.domain import Line, Named
 
 
 def ensure_envelopes(tx: Tx, headers: Iterable[EnvelopeHeader]) -> None:
@@ -44,18 +44,21 @@ def envelope_header(header: EnvelopeHeader) -> EnvelopeHeader:
     return EnvelopeHeader.model_validate(header.model_dump())
 
 
-def complete_envelopes(tx: Tx, rows: Sequence[tuple[UUID, int, int, int]]) -> None:
-    """(envelope, batches, count, total). Guard: only the first time; what is frozen stays."""
+def complete_envelopes(tx: Tx, rows: Sequence[tuple[EnvelopeHeader, int, int, int]]) -> None:
+    """(header, batches, count, total). Guard: only the first time; what is frozen stays. Whoever came first may have brought an
+    older revision of the header; this one, with its date, is the last: nothing is checked or paid before it."""
     tx.run(
         """UPDATE envelopes e SET completed_batches = c.batches, completed_count = c.count, completed_minor = c.total,
-                  completed_at = clock_timestamp()
-           FROM unnest(%(ids)s::uuid[], %(batches)s::int[], %(counts)s::bigint[], %(totals)s::bigint[])
-                AS c (envelope_id, batches, count, total)
+                  completed_at = clock_timestamp(), header = c.header, schedule_date = c.date
+           FROM unnest(%(ids)s::uuid[], %(batches)s::int[], %(counts)s::bigint[], %(totals)s::bigint[], %(headers)s::text[],
+                       %(dates)s::date[]) AS c (envelope_id, batches, count, total, header, date)
            WHERE e.envelope_id = c.envelope_id AND e.completed_minor IS NULL""",
-        ids=[row[0] for row in rows],
+        ids=[row[0].envelope_id for row in rows],
         batches=[row[1] for row in rows],
         counts=[row[2] for row in rows],
         totals=[row[3] for row in rows],
+        headers=[envelope_header(row[0]).model_dump_json() for row in rows],
+        dates=[row[0].schedule_date for row in rows],
     )
 
 
@@ -129,9 +132,14 @@ def tombstoned(tx: Tx, envelope_ids: Sequence[UUID], disbursement_ids: Sequence[
 
 
 def seen_before(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, dict[str, str]]:
-    """batch -> disbursement -> 'PAYMENT', 'CANCELLED' or the state of its hold, of batches that have come in parts."""
+    """batch -> disbursement -> 'PAYMENT', 'CANCELLED' or the state of its hold, of batches that have come in parts.
+
+    Whose money lies in a further block waits for a command: a part is paid from the envelope's own."""
     rows = tx.rows(
-        """SELECT batch_id, disbursement_id, state FROM held WHERE batch_id = ANY(%(ids)s::uuid[])
+        """SELECT h.batch_id, h.disbursement_id, CASE WHEN h.state = 'HELD' AND k.further THEN 'FURTHER' ELSE h.state END AS state
+           FROM held h LEFT JOIN instructions i USING (instruction)
+           LEFT JOIN blocks k ON k.envelope_id = h.envelope_id AND k.block = i.block
+           WHERE h.batch_id = ANY(%(ids)s::uuid[]) AND NOT h.repaid
            UNION ALL SELECT batch_id, disbursement_id, 'CANCELLED' FROM cancelled WHERE batch_id = ANY(%(ids)s::uuid[])
            UNION ALL SELECT i.batch_id, p.disbursement_id, 'PAYMENT' FROM payments p JOIN instructions i USING (instruction)
            WHERE i.batch_id = ANY(%(ids)s::uuid[])""",
@@ -209,7 +217,7 @@ def pay_held(tx: Tx, keys: Sequence[tuple[UUID, str]]) -> None:
 
 def hold_unblocked(tx: Tx, keys: Sequence[tuple[UUID, str]]) -> None:
     """Resolved after their money was given back: held until there is a new block."""
-    _set_held(tx, keys, "UPDATE held h SET reason = 'BLOCK_RELEASED'", "h.state IN ('RELEASING', 'RELEASED')")
+    _set_held(tx, keys, "UPDATE held h SET reason = 'BLOCK_RELEASED'", "h.state IN ('RELEASING', 'RELEASED') AND NOT h.repaid")
 
 
 def hold_still(tx: Tx, rows: Sequence[tuple[UUID, str, str, str]]) -> None:
@@ -290,27 +298,42 @@ def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, An
                   i.debited_count, b.header, e.currency, e.lock_key, k.bank, k.block AS live_block
            FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
            LEFT JOIN blocks k ON k.envelope_id = i.envelope_id
-                AND (k.block = i.block OR i.block IS NULL AND k.state = 'BLOCKED')
+                AND (k.block = i.block OR i.block IS NULL AND k.state = 'BLOCKED' AND NOT k.further)
            WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction FOR NO KEY UPDATE OF i""",
         ids=list(instructions),
     )
     return {row.instruction: row for row in rows}
 
 
-class NamedPayment(NamedTuple):
-    """A payment that lines of a statement name, with all that is known of it."""
+def payments_named(
+    tx: Tx, lines: Sequence[Line], instructions: Mapping[int, Any], early: Container[int]
+) -> dict[tuple[int, int], Named]:
+    """The payments that lines name, and others of the same lists. `instructions`: as they were locked; `early`: those with a
+    reversal that waits for its debit.
 
-    amount_minor: int
-    disbursement_id: str
-    debit: str | None  # bank reference of the debit that confirmed it
-    reversal: str | None
-    held_state: str | None  # where the bank has refused it
-    cancelled: bool  # or released
+    A list of which nothing was debited, refused or cancelled so far has nothing to look for beside its payments. Nearly all
+    lines of a statement name such lists, which are read as they lie there."""
+    untouched = {
+        number: row.count
+        for number, row in instructions.items()
+        if not (row.debited_count or row.refused_count or row.cancelled_count or number in early)
+    }
+    if not untouched or sum(untouched.values()) > 4 * len(lines):  # a few lines of many lists
+        return _looked_up(tx, lines)
+    rows = tx.tuples(
+        """SELECT instruction, position, amount_minor, disbursement_id FROM payments
+           WHERE instruction = ANY(%(ids)s::bigint[])""",
+        ids=list(untouched),
+    )
+    named = {(row[0], row[1]): Named(row[2], row[3]) for row in rows}
+    if len(untouched) < len(instructions):
+        named |= _looked_up(tx, [line for line in lines if line.instruction not in untouched])
+    return named
 
 
-def payments_named(tx: Tx, lines: Sequence[Line]) -> dict[tuple[int, int], NamedPayment]:
-    """The payments that lines name: a look-up by primary key for each line, whatever the planner believes of tables which
-    grow by thousands a second (OFFSET 0 keeps it from choosing a scan)."""
+def _looked_up(tx: Tx, lines: Sequence[Line]) -> dict[tuple[int, int], Named]:
+    """A look-up by primary key for each line, whatever the planner believes of tables which grow by thousands a second
+    (OFFSET 0 keeps it from choosing a scan)."""
     rows = tx.tuples(
         """SELECT l.instruction, l.position, p.amount_minor, p.disbursement_id, f.debit, f.reversal, h.state,
                   (c.cancelled IS NOT NULL OR coalesce(h.state IN ('CANCELLED', 'RELEASING', 'RELEASED'), false))
@@ -330,7 +353,7 @@ def payments_named(tx: Tx, lines: Sequence[Line]) -> dict[tuple[int, int], Named
         instructions=[line.instruction for line in lines],
         positions=[line.position for line in lines],
     )
-    return {row[:2]: NamedPayment._make(row[2:]) for row in rows}
+    return {row[:2]: Named._make(row[2:]) for row in rows}
 
 
 def add_facts(tx: Tx, rows: Iterable[tuple[object, ...]]) -> None:
@@ -363,9 +386,12 @@ def keep_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> None:
     )
 
 
-def has_early_reversals(tx: Tx, instructions: Sequence[int]) -> bool:
-    query = "SELECT 1 FROM early_reversals WHERE instruction = ANY(%(ids)s::bigint[]) LIMIT 1"
-    return bool(tx.rows(query, ids=list(instructions)))
+def with_early_reversals(tx: Tx, instructions: Sequence[int]) -> set[int]:
+    """Those of which a reversal waits for its debit."""
+    rows = tx.rows(
+        "SELECT DISTINCT instruction FROM early_reversals WHERE instruction = ANY(%(ids)s::bigint[])", ids=list(instructions)
+    )
+    return {row.instruction for row in rows}
 
 
 def end_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -495,25 +521,39 @@ def payments_of(tx: Tx, instructions: Sequence[int]) -> list[LivePayment]:
     return list(map(LivePayment._make, rows))
 
 
+# Payments of people who had one before: `anew` becomes instructions, one for each part of a batch and block, with that part's seal.
+_ANEW = """
+    numbered AS (
+        SELECT envelope_id, batch_id, part, block, count(*) AS n, sum(amount_minor) AS total,
+               nextval(pg_get_serial_sequence('instructions', 'instruction')) AS number
+        FROM anew GROUP BY envelope_id, batch_id, part, block),
+    added AS (
+        INSERT INTO instructions (instruction, envelope_id, batch_id, part, incarnation, sealed_key, sealed, block, count, total_minor)
+        OVERRIDING SYSTEM VALUE
+        SELECT number, envelope_id, batch_id, part, %(incarnation)s, s.sealed_key, s.sealed, block, n, total
+        FROM numbered m CROSS JOIN LATERAL (
+            SELECT sealed_key, sealed FROM instructions x WHERE x.batch_id = m.batch_id AND x.part = m.part
+            UNION ALL SELECT sealed_key, sealed FROM late_parts y WHERE y.batch_id = m.batch_id AND y.part = m.part LIMIT 1) AS s
+        RETURNING instruction),
+    paid AS (
+        INSERT INTO payments (instruction, position, amount_minor, disbursement_id, beneficiary_id)
+        SELECT number, row_number() OVER (PARTITION BY number ORDER BY disbursement_id), amount_minor, disbursement_id,
+               beneficiary_id
+        FROM anew a JOIN numbered m ON m.batch_id = a.batch_id AND m.part = a.part AND m.block IS NOT DISTINCT FROM a.block)
+    SELECT instruction FROM added ORDER BY instruction"""
+
+
 def pay_refused_anew(tx: Tx, incarnation: int, held_ids: Sequence[int]) -> list[int]:
-    """New instructions for held refusals, one for each that was refused, with its seal; returns their numbers."""
+    """New instructions for held refusals, from the block of the first and to the newest address; returns their numbers."""
     rows = tx.rows(
-        """WITH chosen AS (
-               UPDATE held SET state = 'PAYING' WHERE held_id = ANY(%(ids)s::bigint[])
-               RETURNING instruction, position, amount_minor, disbursement_id, beneficiary_id),
-           old AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM chosen GROUP BY instruction),
-           numbered AS (SELECT *, nextval(pg_get_serial_sequence('instructions', 'instruction')) AS number FROM old),
-           added AS (
-               INSERT INTO instructions (instruction, envelope_id, batch_id, part, incarnation, sealed_key, sealed, count, total_minor)
-               OVERRIDING SYSTEM VALUE
-               SELECT number, i.envelope_id, i.batch_id, i.part, %(incarnation)s, i.sealed_key, i.sealed, n, total
-               FROM numbered JOIN instructions i USING (instruction) RETURNING instruction),
-           paid AS (
-               INSERT INTO payments (instruction, position, amount_minor, disbursement_id, beneficiary_id)
-               SELECT number, row_number() OVER (PARTITION BY number ORDER BY position), amount_minor, disbursement_id,
-                      beneficiary_id
-               FROM chosen JOIN numbered USING (instruction))
-           SELECT instruction FROM added ORDER BY instruction""",
+        f"""WITH chosen AS (
+                UPDATE held SET state = 'PAYING' WHERE held_id = ANY(%(ids)s::bigint[])
+                RETURNING envelope_id, instruction, amount_minor, disbursement_id, beneficiary_id),
+            anew AS (
+                SELECT c.envelope_id, i.batch_id, i.block, c.amount_minor, c.disbursement_id, c.beneficiary_id,
+                       greatest(i.part, (SELECT max(part) FROM late_addresses l WHERE l.envelope_id = c.envelope_id
+                                                                       AND l.disbursement_id = c.disbursement_id)) AS part
+                FROM chosen c JOIN instructions i USING (instruction)), {_ANEW}""",
         ids=list(held_ids),
         incarnation=incarnation,
     )
@@ -524,7 +564,8 @@ def set_instructions(tx: Tx, instructions: Sequence[int], state: str, from_state
     """Move instructions along; returns those that moved. Guard: the states they may come from."""
     rows = tx.rows(
         """UPDATE instructions i SET state = %(state)s,
-                  block = coalesce(block, (SELECT k.block FROM blocks k WHERE k.envelope_id = i.envelope_id AND k.state = 'BLOCKED')),
+                  block = coalesce(block, (SELECT k.block FROM blocks k WHERE k.envelope_id = i.envelope_id AND k.state = 'BLOCKED'
+                                               AND NOT k.further)),
                   dispatched_at = CASE WHEN %(state)s = 'DISPATCHED' THEN clock_timestamp() ELSE dispatched_at END
            WHERE instruction = ANY(%(ids)s::bigint[]) AND state = ANY(%(from)s::text[]) RETURNING instruction""",
         state=state,
@@ -556,3 +597,121 @@ def refuse_payments(tx: Tx, instruction: int, rows: Sequence[tuple[int, str, str
         codes=[row[1] for row in rows],
         messages=[row[2] for row in rows],
     )
+
+
+# --- Paying again -----------------------------------------------------------------------------------------------------
+
+
+def keep_late_addresses(tx: Tx, rows: Sequence[tuple[UUID, UUID, int, str, str, Sequence[str]]]) -> None:
+    """(envelope, batch, part, seal key, sealed, disbursements): people who could not be paid when their address came."""
+    tx.run(
+        """INSERT INTO late_parts (batch_id, part, sealed_key, sealed)
+           SELECT * FROM unnest(%(batches)s::uuid[], %(parts)s::int[], %(keys)s::text[], %(sealed)s::text[])
+           ON CONFLICT DO NOTHING""",
+        batches=[row[1] for row in rows],
+        parts=[row[2] for row in rows],
+        keys=[row[3] for row in rows],
+        sealed=[row[4] for row in rows],
+    )
+    people = [(row[0], row[2], disbursement_id) for row in rows for disbursement_id in row[5]]
+    tx.run(
+        """INSERT INTO late_addresses (envelope_id, part, disbursement_id)
+           SELECT * FROM unnest(%(envelopes)s::uuid[], %(parts)s::int[], %(ids)s::text[]) ON CONFLICT DO NOTHING""",
+        envelopes=[person[0] for person in people],
+        parts=[person[1] for person in people],
+        ids=[person[2] for person in people],
+    )
+
+
+def standing(tx: Tx, envelope_id: UUID, disbursement_ids: Sequence[str]) -> list[Any]:
+    """What must be known of disbursements to say whether they may be paid again. `live`: the state of a payment that is under
+    way or made; `reversed`: the payment whose money came back and is not asked for again; `disputed`: an open exception names
+    one of its payments. One pass over the envelope, however many are asked for."""
+    return tx.rows(
+        """WITH paid AS MATERIALIZED (
+               SELECT p.*, i.part FROM ops_payments p JOIN instructions i USING (instruction)
+               WHERE p.envelope_id = %(envelope)s AND p.disbursement_id = ANY(%(ids)s::text[]))
+           SELECT asked.id,
+               EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = %(envelope)s AND t.disbursement_id = asked.id)
+                   OR EXISTS (SELECT 1 FROM cancelled c WHERE c.envelope_id = %(envelope)s AND c.disbursement_id = asked.id)
+                   AS cancelled,
+               EXISTS (SELECT 1 FROM repayments r WHERE r.envelope_id = %(envelope)s AND r.disbursement_id = asked.id
+                           AND r.state = 'ASKED') AS asked,
+               (SELECT p.state FROM paid p WHERE p.disbursement_id = asked.id
+                    AND p.state IN ('WAITING', 'IN_FLIGHT', 'UNKNOWN', 'OUTSTANDING', 'CONFIRMED')
+                ORDER BY p.instruction DESC LIMIT 1) AS live,
+               EXISTS (SELECT 1 FROM paid p JOIN exceptions x USING (instruction, position)
+                       WHERE p.disbursement_id = asked.id AND x.state = 'OPEN') AS disputed,
+               h.held_id, h.state AS held_state, h.instruction IS NOT NULL AS refused, late.part AS late_part,
+               back.instruction AS reversed, back.position, coalesce(h.batch_id, back.batch_id) AS batch_id,
+               coalesce(h.beneficiary_id, back.beneficiary_id) AS beneficiary_id,
+               coalesce(h.amount_minor, back.amount_minor) AS amount_minor, greatest(back.part, late.part) AS part
+           FROM unnest(%(ids)s::text[]) AS asked (id)
+           LEFT JOIN held h ON h.envelope_id = %(envelope)s AND h.disbursement_id = asked.id
+                AND h.state IN ('HELD', 'RELEASING', 'RELEASED') AND NOT h.repaid
+           LEFT JOIN LATERAL (
+               SELECT max(part) AS part FROM late_addresses l
+               WHERE l.envelope_id = %(envelope)s AND l.disbursement_id = asked.id) AS late ON true
+           LEFT JOIN LATERAL (
+               SELECT * FROM paid p WHERE p.disbursement_id = asked.id AND p.state = 'REVERSED'
+                   AND NOT EXISTS (SELECT 1 FROM repayments r WHERE r.instruction = p.instruction AND r.position = p.position
+                                       AND r.state IN ('ASKED', 'PAYING'))
+               ORDER BY p.instruction DESC LIMIT 1) AS back ON true
+           ORDER BY asked.id""",
+        envelope=envelope_id,
+        ids=list(disbursement_ids),
+    )
+
+
+def add_repayments(tx: Tx, envelope_id: UUID, block: int, rows: Sequence[Any]) -> None:
+    """Rows of `standing`, to be paid from a further block."""
+    tx.run(
+        """INSERT INTO repayments (envelope_id, block, disbursement_id, batch_id, part, beneficiary_id, amount_minor, instruction,
+                                   position, held_id)
+           SELECT %(envelope)s, %(block)s, * FROM unnest(%(ids)s::text[], %(batches)s::uuid[], %(parts)s::int[],
+               %(beneficiaries)s::text[], %(amounts)s::bigint[], %(instructions)s::bigint[], %(positions)s::smallint[],
+               %(held)s::bigint[])""",
+        envelope=envelope_id,
+        block=block,
+        ids=[row.id for row in rows],
+        batches=[row.batch_id for row in rows],
+        parts=[row.part for row in rows],
+        beneficiaries=[row.beneficiary_id for row in rows],
+        amounts=[row.amount_minor for row in rows],
+        instructions=[row.reversed for row in rows],
+        positions=[row.position for row in rows],
+        held=[row.held_id for row in rows],
+    )
+
+
+def pay_repayments(tx: Tx, incarnation: int, envelope_id: UUID, block: int) -> list[int]:
+    """What was asked for is payable from its block now; returns the new instructions. Guard: only what is not cancelled."""
+    rows = tx.rows(
+        f"""WITH anew AS (
+                UPDATE repayments SET state = 'PAYING' WHERE envelope_id = %(id)s AND block = %(block)s AND state = 'ASKED'
+                RETURNING envelope_id, batch_id, part, block, amount_minor, disbursement_id, beneficiary_id, held_id),
+            back AS (UPDATE held h SET repaid = true FROM anew WHERE h.held_id = anew.held_id), {_ANEW}""",
+        id=envelope_id,
+        block=block,
+        incarnation=incarnation,
+    )
+    return [row.instruction for row in rows]
+
+
+# --- Too long ---------------------------------------------------------------------------------------------------------
+
+
+def overdue(tx: Tx, held_days: int, statement_days: int) -> list[UUID]:
+    """Envelopes with money that is held, or payments that are outstanding, for more than so many days; 0: however long."""
+    rows = tx.rows(
+        """SELECT envelope_id FROM held WHERE %(held)s > 0 AND state = 'HELD'
+             AND since <= clock_timestamp() - make_interval(days => %(held)s)
+           UNION
+           SELECT i.envelope_id FROM envelopes e JOIN instructions i USING (envelope_id)
+           WHERE %(statement)s > 0 AND e.settled_at IS NULL AND i.state = 'DISPATCHED'
+             AND i.cancelled_count + i.refused_count + i.debited_count < i.count
+             AND i.dispatched_at < clock_timestamp() - make_interval(days => %(statement)s)""",
+        held=held_days,
+        statement=statement_days,
+    )
+    return [row.envelope_id for row in rows]

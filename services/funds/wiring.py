@@ -1,20 +1,25 @@
 """The only file of funds that knows everything."""
 
+from collections.abc import Sequence
+
 from libs.common.commands import audited
 from libs.common.config import ServiceSettings
 from libs.common.consumer import Routes
 from libs.common.contracts import ingestion, operator, resolution, scheduler
-from libs.common.db import Database
+from libs.common.db import Database, Tx
+from libs.common.envelope import Event
 from libs.common.jobs import Job
 from libs.common.outbox import Outbox
 from libs.common.seal import Sealer
-from libs.common.service import Parts
+from libs.common.service import Measure, Parts
 from services.funds.adapters.example_bank import ExampleBank
 from services.funds.adapters.full_bank import FullBank
 from services.funds.calls import Block, Check, Dispatch, Release
 from services.funds.config import Settings
-from services.funds.decisions import Decisions
+from services.funds.decisions import Decisions, settle_exceptions
+from services.funds.gauges import read_books, read_money
 from services.funds.handlers import ADVANCE, STATEMENT, Handlers
+from services.funds.orders import Orders
 from services.funds.ports import Bank
 
 # Bank adapters by the name that the configuration gives them: a new bank is a new line here and a file in adapters/.
@@ -30,7 +35,13 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
     handlers = Handlers(settings, banks, outbox, tokens)
     decisions = Decisions(settings, banks, sealer, outbox)
     calls = [kind(settings, banks, sealer, outbox) for kind in (Check, Block, Dispatch, Release)]
+    orders = Orders(settings, banks)
     envelopes, statements, commands = "ingestion.envelopes.v1", "ingestion.statements.v1", "funds.commands.v1"
+
+    def on_tick(tx: Tx, events: Sequence[Event[scheduler.Tick]]) -> None:
+        handlers.on_tick(tx, events)
+        orders.on_tick(tx, events)
+
     return Parts(
         routes=Routes(
             {
@@ -41,12 +52,16 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 ("resolution.batches.v1", resolution.BatchAddressesResolved): handlers.on_addresses_resolved,
                 (statements, ingestion.StatementOpened): handlers.on_statement_opened,
                 (statements, ingestion.StatementLines): handlers.on_statement_lines,
-                ("scheduler.ticks.v1", scheduler.Tick): handlers.on_tick,
+                ("scheduler.ticks.v1", scheduler.Tick): on_tick,
                 (commands, operator.ReleaseRequested): audited(handlers.release_held),
                 (commands, operator.RetryHeld): audited(handlers.retry_held),
+                (commands, operator.Repay): audited(decisions.repay),
                 (commands, operator.SettleUnknown): audited(handlers.settle_unknown),
+                (commands, operator.SettleException): audited(settle_exceptions),
+                (commands, operator.RequestStatement): audited(orders.request),
             }
         ),
-        callouts=calls,
+        callouts=[*calls, orders],
         jobs=[Job(ADVANCE, decisions.advance), Job(STATEMENT, decisions.close_statement)],
+        measures=[Measure("money", settings.money_seconds, read_money), Measure("books", settings.books_seconds, read_books)],
     )

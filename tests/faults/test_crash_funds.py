@@ -61,7 +61,7 @@ CASES = (
     [Case(point, work, "full") for point in _points("fold.") for work in ("batches", "statement")]
     + [Case(point, work, "full") for point in _points("relay.") for work in ("batches", "statement")]
     + [Case(point, work, "full") for point in _points("job.") for work in ("advance", "statement")]
-    + [Case(point, work, "full") for point in _points("call.") for work in ("check", "block", "dispatch", "release")]
+    + [Case(point, work, "full") for point in _points("call.") for work in ("check", "block", "dispatch", "release", "order")]
     + [Case(point, work, "example") for point in _points("call.") for work in ("block", "dispatch")]
 )
 
@@ -136,6 +136,9 @@ class Crash:
         if work == "release":
             yield lambda: payout.position().get("outstanding") == 2 * PEOPLE - 2 and idle(self.world)
             command(self.world, operator.ReleaseRequested, envelope_id=payout.envelope_id, expected=2)
+        elif work == "order":
+            yield lambda: payout.position().get("outstanding") == 2 * PEOPLE and idle(self.world)
+            command(self.world, operator.RequestStatement)
         yield lambda: not self.process.alive
 
     def _start(self) -> Process:

@@ -1,5 +1,7 @@
-"""A random life of three envelopes against the real service: facts in any order, cancellations, faults of the bank, reversals,
-releases, kills. Both identities of the books hold after each step; in the end every disbursement has come to one end.
+"""A random life of three envelopes against the real service: facts in any order, late addresses, cancellations, faults of the
+bank, lost answers, closed accounts, reversals, repayments, retries, releases, pauses, replicas, kills, a database that goes away.
+Both identities of the books hold after each step and nobody has two payments that stand; in the end every disbursement has come
+to one end.
 
 ALMONER_TEST_SEEDS=50 tries more; a failing seed is in the name of its test.
 """
@@ -27,6 +29,7 @@ SEEDS = range(int(os.environ.get("ALMONER_TEST_SEEDS", "2")))
 PROFILES: tuple[Profile, ...] = ("full", "example")
 STEPS = 60
 FAULTS = ("refuse", "fail_before", "timeout_after", "late", "error_500", "error_500_after", "nonsense", "down")
+KINDS = ("check", "block", "dispatch", "release")
 VERBS = ("/check_funds", "/block_funds", "/initiate_payment", "/release_funds", "/query")
 
 
@@ -36,19 +39,19 @@ class Life:
         self.world, self.bank, self.profile = world, bank, profile
         self.payouts = [Payout(world, bank, profile, name=f"E{number}") for number in range(3)]
         self.to_come: list[tuple[Payout, EventData]] = []
+        self.late: list[tuple[Payout, EventData]] = []
         for number, payout in enumerate(self.payouts):
             for _ in range(2):
                 batch = payout.batch(7 + number, unresolved=self.chance.choice([0, 0, 2]))
                 if batch.unresolved:
-                    self.to_come.append((payout, payout.next_part(batch, 2)))
+                    self.chance.choice([self.to_come, self.late]).append((payout, payout.next_part(batch, 2)))
             self.to_come += [(payout, batch) for batch in payout.batches]
             self.to_come.append((payout, payout.completed()))
         self.chance.shuffle(self.to_come)
         self.come: list[tuple[Payout, EventData]] = []
         self.statement = 0
-        self.reversed: set[str] = set()
         self.requests = 0
-        self.process = self._start()
+        self.processes = [self._start()]
 
     def _start(self) -> Any:
         return self.world.run("funds", **{**self.payouts[0].env, **LIMITS})
@@ -62,9 +65,16 @@ class Life:
             (1, self.cancel_all),
             (8, self.state),
             (4, self.reverse),
+            (4, self.repay),
             (3, self.release),
+            (2, self.resolve_late),
+            (2, self.close_accounts),
             (4, self.operator),
+            (3, self.retry),
+            (2, self.pause),
             (1, self.kill),
+            (1, self.replica),
+            (1, self.lose_connections),
             (8, self.rest),
         ]
         for _ in range(STEPS):
@@ -82,6 +92,12 @@ class Life:
             payout.publish(data)
             self.come.append((payout, data))
         yield lambda: True
+
+    def resolve_late(self) -> Iterator[Any]:
+        """Somebody gets an address; perhaps after the money was given back."""
+        if self.late:
+            self.to_come.append(self.late.pop())
+            yield from self.fact()
 
     def repeat(self) -> Iterator[Any]:
         if self.come:
@@ -116,11 +132,26 @@ class Life:
         yield lambda: True
 
     def reverse(self) -> Iterator[Any]:
-        paid = sorted(self.paid() - self.reversed)
-        if paid:
-            one = self.chance.choice(paid)
-            self.bank.reverse(self.profile, reason="account closed", disbursement_ids=[one])
-            self.reversed.add(one)
+        standing = sorted(row["payment_reference_number"] for row in self.payments() if row["state"] == "paid")
+        if standing:
+            self.bank.reverse(self.profile, reason="account closed", references=[self.chance.choice(standing)])
+        yield lambda: True
+
+    def repay(self) -> Iterator[Any]:
+        """Of people whose payment came back, if funds knows it; of others now and then, which is refused."""
+        payout = self.chance.choice(self.payouts)
+        came_back = {row["disbursement_id"] for row in self.payments() if row["state"] == "reversed"}
+        people = sorted(payout.ledger())
+        people = sorted(came_back.intersection(people)) or people if self.chance.random() < 0.8 else people
+        if people:
+            some = self.chance.sample(people, min(len(people), self.chance.choice([1, 1, 2])))
+            command(self.world, operator.Repay, envelope_id=payout.envelope_id, disbursement_ids=some)
+        yield lambda: True
+
+    def close_accounts(self) -> Iterator[Any]:
+        """The bank refuses who is paid there; sometimes all are open again."""
+        accounts = [f"ACC-{item.beneficiary_id}" for payout in self.payouts for item in payout.items()]
+        self.bank.close_accounts(self.profile, self.chance.sample(accounts, self.chance.choice([0, 2])))
         yield lambda: True
 
     def release(self) -> Iterator[Any]:
@@ -151,20 +182,42 @@ class Life:
                 evidence="the bank's books",
             )
             blocks = [block for block in blocks if block["block_reference_no"] not in found[:1]]
+        for stage in KINDS:
+            command(self.world, operator.ResumeStage, stage=stage)
+        yield from self.retry()
+
+    def retry(self) -> Iterator[Any]:
+        """All that may be tried again, whatever the state it is in; nothing that is unknown is."""
         for payout in self.payouts:
             command(self.world, operator.RetryHeld, envelope_id=payout.envelope_id)
-        for kind in ("check", "block", "dispatch", "release"):
+        for kind in KINDS:
             command(self.world, operator.RetryWork, kind=kind)
         tick(self.world)
         yield self.consumed_commands
 
+    def pause(self) -> Iterator[Any]:
+        command(self.world, operator.PauseStage, stage=self.chance.choice(KINDS))
+        yield self.consumed_commands
+
     def kill(self) -> Iterator[Any]:
-        self.process.kill()
-        self.process = self._start()
+        self.processes.pop(self.chance.randrange(len(self.processes))).kill()
+        if not self.processes:
+            self.processes.append(self._start())
+        yield lambda: True
+
+    def replica(self) -> Iterator[Any]:
+        if len(self.processes) < 2:
+            self.processes.append(self._start())
+        yield lambda: True
+
+    def lose_connections(self) -> Iterator[Any]:
+        self.world.databases.break_connections(self.world.name)
         yield lambda: True
 
     def rest(self) -> Iterator[Any]:
-        yield lambda: idle(self.world)
+        """Until nothing is left to do, or nothing can be done while a stage is paused."""
+        paused = self.world.sql("funds", "SELECT 1 FROM paused")
+        yield lambda: paused or idle(self.world)
 
     # --- what must hold -----------------------------------------------------------------------------------------------
 
@@ -172,7 +225,12 @@ class Life:
         for payout in self.payouts:
             if payout.position():
                 payout.assert_balanced()
-                assert max(payout.ledger().values(), default=1) == 1
+        standing = [row["disbursement_id"] for row in self.payments() if row["state"] == "paid"]
+        assert len(standing) == len(set(standing)), "somebody is paid twice"
+
+    def payments(self) -> list[dict[str, Any]]:
+        """All of the bank's ledger."""
+        return list(self.bank.payments(self.profile))
 
     def paid(self) -> set[str]:
         return {disbursement_id for payout in self.payouts for disbursement_id in payout.ledger()}
@@ -184,10 +242,14 @@ class Life:
     def end(self) -> Story:
         """Nothing goes wrong any more, all that is missing comes, and operators do what is left to them."""
         self.bank.delete_faults()
+        self.bank.close_accounts(self.profile, [])
+        self.to_come += self.late
         while self.to_come:
             yield from self.fact()
-        for _ in range(6):
+        for remaining in range(8, 0, -1):
             yield lambda: idle(self.world)
+            if remaining > 6:
+                yield from self.repay()
             yield from self.operator()
             yield lambda: idle(self.world)
             self.check_identities()
@@ -213,12 +275,15 @@ class Life:
             key = payout.envelope_id
             gone = self._people("SELECT disbursement_id FROM ops_cancelled WHERE envelope_id = %(id)s", key)
             given_back = self._people("SELECT disbursement_id FROM held WHERE envelope_id = %(id)s AND state = 'RELEASED'", key)
-            paid = set(payout.ledger())
+            mine = [row for row in self.payments() if row["disbursement_id"].startswith(payout.prefix)]
+            came_back = {row["disbursement_id"] for row in mine if row["state"] == "reversed"}
+            stands = {row["disbursement_id"] for row in mine if row["state"] == "paid"}
             everybody = sorted(item.disbursement_id for item in payout.items())
-            assert sorted([*gone, *given_back, *paid]) == everybody  # one end each
+            # One end each; who was paid, and then cancelled or given back in a second try, ended in that.
+            assert sorted([*gone, *(given_back - gone), *stands, *(came_back - gone - given_back - stands)]) == everybody
             position = payout.position()
-            assert position["reversed"] == len(self.reversed & paid)
-            assert position["confirmed"] == len(paid - self.reversed)
+            assert position["reversed"] == sum(row["state"] == "reversed" for row in mine)
+            assert position["confirmed"] == len(stands)
         if self.profile == "full":
             blocks = self.bank.blocks("full", self.payouts[0].account)
             assert sum(b["amount_minor"] for b in blocks) == sum(p.position()["blocked_minor"] for p in self.payouts)

@@ -13,6 +13,7 @@ from libs.common.contracts.base import EventData, derived_id, envelope_uuid
 SOURCE = "urn:example:rice-programme"
 _SUBMISSION = "3f0f7d0e-5c1b-4a35-9d52-8c1e3b7a9c10"
 _CHUNK = "a8a4b0de-8a7e-4b0f-8a3e-0c2f4f3f6d21"
+_AMENDMENT = "5e7c9a31-40c2-4e0e-8b7a-1d2f90c6ab55"
 _CANCELLATION = "c2b0e1e6-1d7c-4c39-8c6b-5f6f0b1b7e32"
 
 _PUBLISHER_ENVELOPE_ID = "RICE-2026-11-REGION-03"
@@ -95,6 +96,14 @@ _PUBLISHED: dict[type[EventData], dict[str, Any]] = {
             ]
         ),
     },
+    ingestion.EnvelopeAmendmentRequested: {
+        "envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "number_of_beneficiaries": 4,
+        "number_of_disbursements": 4,
+        "total_minor": _TOTAL,
+        "schedule_date": None,
+        "reason": "A farmer was added to the region's list",
+    },
     ingestion.EnvelopeCancellationRequested: {
         "envelope_id": _PUBLISHER_ENVELOPE_ID,
         "reason": "The region's list was approved twice",
@@ -154,18 +163,36 @@ _ANSWERS: dict[type[EventData], dict[str, Any]] = {
     ingestion.EnvelopeStatus: {
         "submission_ids": [_SUBMISSION],
         "header": _HEADER,
-        "state": "COMPLETED",
+        "state": "SETTLED",
         "declared": 4,
         "declared_minor": _TOTAL,
         "received": 4,
         "received_minor": _TOTAL,
         "batches": 1,
         "funds": "BLOCKED",
+        "settlement": {
+            "revision": 1,
+            "confirmed": 1,
+            "reversed": 1,
+            "cancelled": 1,
+            "blocked_minor": _TOTAL,
+            "released_minor": _TOTAL - _PAID["amount_minor"] - _REVERSED["amount_minor"],
+            "confirmed_minor": _PAID["amount_minor"],
+            "reversed_minor": _REVERSED["amount_minor"],
+        },
     },
 }
 
 _INGESTION: dict[type[EventData], dict[str, Any]] = {
     ingestion.EnvelopeAccepted: {"header": _HEADER, "declared": 4, "declared_minor": _TOTAL},
+    ingestion.EnvelopeAmended: {
+        "header": {**_HEADER, "revision": 2},
+        "request_id": _AMENDMENT,
+        "reason": "A farmer was added to the region's list",
+        "beneficiaries": 4,
+        "declared": 4,
+        "declared_minor": _TOTAL,
+    },
     ingestion.EnvelopeCompleted: {"header": _HEADER, "batches": 1, "count": 4, "total_minor": _TOTAL},
     ingestion.EnvelopeCancelling: {
         "header": _HEADER,
@@ -337,6 +364,16 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
         "envelope_id": _ENVELOPE_ID,
         "disbursement_ids": [_REVERSED["disbursement_id"]],
     },
+    operator.Repay: {
+        **_command("The farmer's account was reopened; the bank had sent the money back", 1),
+        "envelope_id": _ENVELOPE_ID,
+        "disbursement_ids": [_REVERSED["disbursement_id"]],
+    },
+    operator.SettleException: {
+        **_command("The line is the bank's own fee"),
+        "ids": [4],
+        "evidence": "List of charges of the bank for November 2026, page 2",
+    },
     operator.SettleUnknown: {
         **_command("The bank was asked by telephone"),
         "kind": "dispatch",
@@ -345,6 +382,7 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
         "reference": "BANK0000471",
         "evidence": "Letter of the bank of 25 November 2026, signed by the desk of bulk payments",
     },
+    operator.RequestStatement: {**_command("Nothing has come since Friday"), "sponsor": "default"},
     operator.ReleaseRequested: {
         **_command("The season is over; the sponsor wants the rest back"),
         "envelope_id": _ENVELOPE_ID,

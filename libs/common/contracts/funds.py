@@ -52,7 +52,8 @@ class FundsChecked(EventData):
 
 
 class FundsShort(EventData):
-    """The sponsor's account does not cover the envelope; checked again until it does."""
+    """The sponsor's account does not cover the envelope; checked again until it does. For a further block (once the envelope has
+    been blocked): nothing is reserved, and whoever asked for the repayment asks again."""
 
     TYPE = "almoner.funds.FundsShort.v1"
     header: EnvelopeHeader
@@ -66,7 +67,7 @@ class FundsBlocked(EventData):
 
     TYPE = "almoner.funds.FundsBlocked.v1"
     header: EnvelopeHeader
-    block: Count = Field(description="1, 2, … within the envelope")
+    block: Count = Field(description="1, 2, … within the envelope; a further one is for repayments")
     amount_minor: Minor
     bank_reference: str
 
@@ -108,7 +109,7 @@ class DisbursementsCancelled(EventData):
 
 
 class EnvelopeSettled(EventData):
-    """Every unit of the envelope has reached an end. A late reversal issues the next revision."""
+    """Every unit of the envelope has reached an end. A late reversal or a repayment issues the next revision."""
 
     TYPE = "almoner.funds.EnvelopeSettled.v1"
     header: EnvelopeHeader

@@ -29,6 +29,8 @@ from libs.common.contracts.base import (
     Sealed,
 )
 
+Declared = Annotated[int, Field(strict=True, gt=0, le=100_000_000)]
+
 # --- In: published by other systems -----------------------------------------------------------------------------------
 
 
@@ -49,8 +51,8 @@ class EnvelopeSubmitted(EventData):
     benefit_code: BenefitCode
     cycle: Cycle
     target_registry: Name = ""
-    number_of_beneficiaries: Annotated[int, Field(strict=True, gt=0, le=100_000_000)]
-    number_of_disbursements: Annotated[int, Field(strict=True, gt=0, le=100_000_000)]
+    number_of_beneficiaries: Declared
+    number_of_disbursements: Declared
     total_minor: Minor
     currency: Currency
     schedule_date: date = Field(description="local date in the programme's time zone")
@@ -68,6 +70,18 @@ class DisbursementsAdded(ControlTotals, EventData):
     TYPE = "almoner.ingestion.DisbursementsAdded.v1"
     envelope_id: PublisherId
     items: Annotated[list[Disbursement], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+class EnvelopeAmendmentRequested(EventData):
+    """Declare something else of an envelope, before it is complete and before its date has come. What is left out stays."""
+
+    TYPE = "almoner.ingestion.EnvelopeAmendmentRequested.v1"
+    envelope_id: PublisherId
+    number_of_beneficiaries: Declared | None = None
+    number_of_disbursements: Declared | None = None
+    total_minor: Minor | None = None
+    schedule_date: date | None = Field(default=None, description="local date in the envelope's time zone")
+    reason: Reason
 
 
 class EnvelopeCancellationRequested(EventData):
@@ -144,8 +158,22 @@ class SubmissionRejected(EventData):
     errors: Annotated[list[Fault], Field(min_length=1, max_length=100)]
 
 
+class Settlement(Part):
+    """What became of the money, as funds said when the envelope last settled: blocked = released + confirmed + reversed."""
+
+    revision: Count
+    confirmed: Count
+    reversed: Count
+    cancelled: Count
+    blocked_minor: MinorOrZero
+    released_minor: MinorOrZero
+    confirmed_minor: MinorOrZero
+    reversed_minor: MinorOrZero
+
+
 class EnvelopeStatus(EventData):
-    """What has been received of an envelope, what was cut from it, and how its funds stand."""
+    """What has been received of an envelope, what was cut from it, how its funds stand, and what became of them in the end.
+    Payments on their way are told by funds itself, on `funds.payments.v1`."""
 
     TYPE = "almoner.ingestion.EnvelopeStatus.v1"
     submission_ids: list[str]
@@ -157,6 +185,7 @@ class EnvelopeStatus(EventData):
     received_minor: MinorOrZero
     batches: Count
     funds: Literal["NONE", "CHECKED", "SHORT", "BLOCKED"] = "NONE"
+    settlement: Settlement | None = Field(default=None, description="none until it settles")
 
 
 # --- Out: facts -------------------------------------------------------------------------------------------------------
@@ -167,6 +196,18 @@ class EnvelopeAccepted(EventData):
 
     TYPE = "almoner.ingestion.EnvelopeAccepted.v1"
     header: EnvelopeHeader
+    declared: Count
+    declared_minor: Minor
+
+
+class EnvelopeAmended(EventData):
+    """Something else is declared of an envelope from here; its header has the next revision."""
+
+    TYPE = "almoner.ingestion.EnvelopeAmended.v1"
+    header: EnvelopeHeader
+    request_id: str
+    reason: Reason
+    beneficiaries: Count
     declared: Count
     declared_minor: Minor
 

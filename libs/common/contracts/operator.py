@@ -82,6 +82,24 @@ class RetryHeld(Command):
     disbursement_ids: Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)] = []
 
 
+class Repay(Command):
+    """funds: pay disbursements of one envelope again, all or none: those whose payment was reversed and those who were resolved
+    only after their money had been given back, from a further block of their sum; those whom the bank refused, from the money
+    that is held for them. Each is paid to the newest address that is known."""
+
+    TYPE = "almoner.operator.Repay.v1"
+    envelope_id: UUID
+    disbursement_ids: Annotated[list[PublisherId], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+class SettleException(Command):
+    """funds: an operator has dealt with exceptions, with evidence. They are closed, all or none; no money moves by that."""
+
+    TYPE = "almoner.operator.SettleException.v1"
+    ids: Annotated[list[int], Field(min_length=1, max_length=CHUNK_ITEMS, description="as listed")]
+    evidence: Reason
+
+
 class SettleUnknown(Command):
     """funds: an operator knows, with evidence, what became of a call whose answer was lost."""
 
@@ -91,6 +109,13 @@ class SettleUnknown(Command):
     outcome: Literal["happened", "did_not_happen"]
     reference: str = Field(default="", max_length=100, description="the bank's reference, where it happened")
     evidence: Reason
+
+
+class RequestStatement(Command):
+    """funds: ask the bank for what is booked on a sponsor's account and not stated yet. The statement comes as any other."""
+
+    TYPE = "almoner.operator.RequestStatement.v1"
+    sponsor: str = Field(default="", max_length=200, description="as ALMONER_FUNDS_SPONSORS names it; empty: all of them")
 
 
 class ReleaseRequested(Command):

@@ -60,14 +60,25 @@ class ExampleBank:
         payments: Sequence[Payment],
     ) -> Answer:
         body = wire_payments(account, block_reference, payment_date, payments)
-        return self.read_dispatch(await self._act(client, claim, "initiate_payment", body))
+        answer = await self._act(client, claim, "initiate_payment", body)
+        return self.read_dispatch(answer, [payment.reference for payment in payments])
 
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
     ) -> Answer:
         raise NotImplementedError("this bank has no such verb; its capabilities say so")
 
-    def read_dispatch(self, answer: Read) -> Answer:
+    async def order_statement(self, client: httpx.AsyncClient, claim: Claim, account: Account) -> Answer:
+        answer = await self._call(client, claim, "generate_account_statement", {"program_account_number": account.number})
+        if isinstance(answer, NotSent | MaybeDone):
+            return answer
+        if answer.get("status") == "success":
+            return Done(Succeeded(str(answer.get("account_statement_id") or "")))
+        if answer.get("status") == "failed":
+            return Done(_refused(answer, "STATEMENT_REFUSED"))
+        return MaybeDone("NONSENSE", "generate_account_statement answered neither success nor failed")
+
+    def read_dispatch(self, answer: Read, references: Sequence[str]) -> Answer:
         if isinstance(answer, NotSent | MaybeDone):
             return answer
         if answer.get("status") == "success":

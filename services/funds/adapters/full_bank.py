@@ -5,7 +5,7 @@ a key; "not found" proves nothing by itself, because the first request may still
 with the same key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -40,12 +40,14 @@ class FullBank(ExampleBank):
             return Done(Refused(str(code or "RELEASE_REFUSED"), plain(message)))
         return MaybeDone("NONSENSE", "release_funds answered neither a reference nor a failure")
 
-    def read_dispatch(self, answer: Read) -> Answer:
+    def read_dispatch(self, answer: Read, references: Sequence[str]) -> Answer:
         if isinstance(answer, NotSent | MaybeDone):
             return answer
         results = answer.get("results")
         if answer.get("status") in ("success", "partial", "failed") and isinstance(results, list) and results:
             refused = []
+            if sorted(_text(result, "payment_reference_number") for result in results) != sorted(references):
+                return MaybeDone("NONSENSE", "the results are not one for each payment")
             for result in results:
                 reference, status = _text(result, "payment_reference_number"), _text(result, "status")
                 if status == "refused" and reference:
@@ -53,7 +55,11 @@ class FullBank(ExampleBank):
                 elif status != "accepted" or not reference:
                     return MaybeDone("NONSENSE", "a payment's result is neither accepted nor refused")
             return Done(Accepted(refused))
-        return super().read_dispatch(answer) if answer.get("status") == "failed" else MaybeDone("NONSENSE", "no results")
+        return (
+            super().read_dispatch(answer, references)
+            if answer.get("status") == "failed"
+            else MaybeDone("NONSENSE", "no results")
+        )
 
     async def _act(self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object) -> Read:
         """Ask first where an earlier attempt may have been acted upon; then call with the same key."""

@@ -1,5 +1,6 @@
 """Holding, cancelling, releasing, reversing, refusing, not knowing: events in, events and rows out, the bank's ledger as judge."""
 
+import re
 from typing import Any
 
 import pytest
@@ -373,3 +374,23 @@ def test_a_dead_letter_holds_the_envelope_until_it_is_dealt_with(world: World, b
     [letter] = world.sql("funds", "SELECT id FROM ops_dead_letters")
     command(world, operator.DiscardDeadLetters, ids=[letter.id])
     until_position(payout, outstanding=5)
+
+
+def test_a_statement_that_does_not_add_up_counts_and_is_flagged_once(world: World, bank: BankAdmin) -> None:
+    payout = Payout(world, bank)
+    payout.batch(5)
+    world.run("funds", **payout.env)
+    payout.publish_all()
+    until_position(payout, outstanding=5)
+    bank.order_statement("full", payout.account)
+    [info] = bank.statements("full", payout.account)
+    text = bank.statement_content("full", info["id"]).decode()
+    wrong = re.sub(r"(:62F:[CD]\d{6}EUR)\d+,", r"\g<1>7,", text)
+    assert wrong != text
+    for _ in range(2):
+        publish_statement(payout, wrong)
+    until_position(payout, confirmed=5, state="SETTLED")
+    reconciled = only(world, "funds.statements.v1", funds.StatementReconciled)
+    assert (reconciled.balances_agree, [one.reason for one in reconciled.exceptions]) == (False, ["BALANCE_MISMATCH"])
+    [flagged] = world.sql("funds", "SELECT reason, line, state, amount_minor > 0 AS off FROM ops_exceptions")
+    assert tuple(flagged) == ("BALANCE_MISMATCH", None, "OPEN", True)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.funds import domain
-from services.funds.domain import Known, Line, Money
+from services.funds.domain import Line, Money, Named, PaidFrom
 
 numbers = st.tuples(st.integers(0, 1295), st.integers(1, domain.MAX_INSTRUCTION), st.integers(0, domain.MAX_POSITION))
 
@@ -64,11 +64,6 @@ def test_texts_for_banks(text: str, clean: str) -> None:
     assert domain.swift(text) == clean
 
 
-def known(**changes: object) -> dict[tuple[int, int], Known]:
-    fields = {"amount_minor": 100, "currency": "EUR", "debit": None, "reversal": None, "cancelled": False, "paid_again": False}
-    return {(7, 1): Known(**{**fields, **changes})}  # type: ignore[arg-type]
-
-
 def line(mark: str = "D", amount: int = 100, position: int = 1, bank_reference: str = "B1") -> Line:
     return Line(1, mark, amount, 7, position, bank_reference)
 
@@ -87,20 +82,37 @@ def line(mark: str = "D", amount: int = 100, position: int = 1, bank_reference: 
         ([line(), line(bank_reference="B2")], {}, 1, 0, ["DUPLICATE_DEBIT"]),
         ([line("RD")], {"debit": "B0", "reversal": "B9"}, 0, 0, ["DUPLICATE_REVERSAL"]),
         ([line(amount=101)], {}, 0, 0, ["AMOUNT_MISMATCH"]),
-        ([line()], {"currency": "KES"}, 0, 0, ["AMOUNT_MISMATCH"]),
+        ([line()], {"amount_minor": 99}, 0, 0, ["AMOUNT_MISMATCH"]),
         ([line()], {"cancelled": True}, 0, 0, ["PAID_AFTER_CANCEL"]),
-        ([line()], {"paid_again": True}, 0, 0, ["PAID_AFTER_RETRY"]),
-        ([line()], {"blocked": False}, 0, 0, ["PAID_BEFORE_BLOCK"]),
+        ([line()], {"held_state": "PAYING"}, 0, 0, ["PAID_AFTER_RETRY"]),
+        ([line()], {"held_state": "SUPERSEDED"}, 0, 0, ["PAID_AFTER_RETRY"]),
+        ([line()], {"held_state": "HELD"}, 1, 0, []),  # refused, and yet paid
         ([line(position=2)], {}, 0, 0, ["UNKNOWN_REFERENCE"]),
     ],
 )
 def test_what_a_statement_line_means(
     lines: list[Line], payment: dict[str, object], debits: int, reversals: int, exceptions: list[str]
 ) -> None:
-    result = domain.reconcile(lines, "EUR", known(**payment))
+    payments = {(7, 1): Named(**{"amount_minor": 100, "disbursement_id": "D1", **payment})}  # type: ignore[arg-type]
+    result = domain.reconcile(lines, "EUR", payments, {7: PaidFrom("EUR", blocked=True)})
     assert (len(result.debits), len(result.reversals)) == (debits, reversals)
     assert [reason for _, reason in result.exceptions] == exceptions
     assert set(exceptions) <= set(domain.EXCEPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("paid_from", "retired", "exceptions"),
+    [
+        (PaidFrom("KES", blocked=True), set(), ["AMOUNT_MISMATCH"]),
+        (PaidFrom("EUR", blocked=False), set(), ["PAID_BEFORE_BLOCK"]),
+        (PaidFrom("EUR", blocked=True), {(7, 1)}, []),  # its successor was taken back in time
+    ],
+)
+def test_a_line_and_its_list(paid_from: PaidFrom, retired: set[tuple[int, int]], exceptions: list[str]) -> None:
+    payments = {(7, 1): Named(100, "D1", held_state="PAYING" if retired else None)}
+    result = domain.reconcile([line()], "EUR", payments, {7: paid_from}, retired)
+    assert [reason for _, reason in result.exceptions] == exceptions
+    assert len(result.debits) == (0 if exceptions else 1)
 
 
 def money(**parts: int) -> Money:

@@ -26,19 +26,25 @@ CREATE TABLE envelopes (
 CREATE INDEX envelopes_waiting ON envelopes (schedule_date) WHERE funds IN ('WAITING', 'SHORT') AND completed_minor IS NOT NULL;
 CREATE INDEX envelopes_publisher ON envelopes (publisher_envelope_id);
 
--- Money reserved at the bank. The amount is fixed before the first attempt; cancelled later, it is released.
+-- Money reserved at the bank. The amount is fixed before the first attempt; cancelled later, it is released. The envelope's own
+-- block is for whoever has not been paid; a further one is for repayments, and pays only what it was asked for.
 CREATE TABLE blocks (
     envelope_id uuid NOT NULL REFERENCES envelopes, block int NOT NULL,
+    further boolean NOT NULL DEFAULT false, round int,  -- of the check which must say yes to a further block
     bank text NOT NULL, sponsor text NOT NULL,          -- the key of the sponsor's configuration, not its account
     account_token text NOT NULL,                        -- of the account it was made on: nothing is paid from another
     amount_minor bigint NOT NULL CHECK (amount_minor > 0),
-    state text NOT NULL DEFAULT 'PENDING' CHECK (state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED', 'REFUSED', 'VOID')),
+    state text NOT NULL DEFAULT 'PENDING' CHECK (state IN
+        ('CHECKING', 'PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED', 'REFUSED', 'VOID')),
     bank_reference text, blocked_at timestamptz, created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (envelope_id, block),
-    CHECK ((state = 'BLOCKED') = (bank_reference IS NOT NULL))
+    CHECK ((state = 'BLOCKED') = (bank_reference IS NOT NULL)),
+    CHECK (further = (round IS NOT NULL) AND (further OR state <> 'CHECKING'))
 );
--- One block at a time: while one is unknown nobody asks for another.
-CREATE UNIQUE INDEX blocks_live ON blocks (envelope_id) WHERE state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED');
+-- An envelope has one block of its own.
+CREATE UNIQUE INDEX blocks_own ON blocks (envelope_id) WHERE NOT further AND state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED');
+-- One asking at a time: while a block is unknown nobody asks for another.
+CREATE UNIQUE INDEX blocks_asked ON blocks (envelope_id) WHERE state IN ('CHECKING', 'PENDING', 'SENDING', 'UNKNOWN');
 
 CREATE TABLE batches (
     batch_id uuid PRIMARY KEY, envelope_id uuid NOT NULL REFERENCES envelopes, number int NOT NULL, header text NOT NULL,
@@ -55,7 +61,7 @@ CREATE TABLE instructions (
     envelope_id uuid NOT NULL REFERENCES envelopes, batch_id uuid NOT NULL REFERENCES batches, part int NOT NULL,
     incarnation int NOT NULL, sealed_key text NOT NULL, sealed text NOT NULL,
     state text NOT NULL DEFAULT 'WAITING' CHECK (state IN ('WAITING', 'SENDING', 'UNKNOWN', 'DISPATCHED', 'REFUSED', 'VOID')),
-    block int, payment_date date,                       -- fixed at the first attempt
+    block int, payment_date date,                       -- fixed at the first attempt; a repayment's block from the start
     count int NOT NULL CHECK (count > 0), total_minor bigint NOT NULL CHECK (total_minor > 0),
     -- Counters of the rows beside it; `books` compares them.
     cancelled_count int NOT NULL DEFAULT 0, cancelled_minor bigint NOT NULL DEFAULT 0,
@@ -99,11 +105,41 @@ CREATE TABLE held (
     instruction bigint, position smallint,              -- of the payment the bank refused
     state text NOT NULL DEFAULT 'HELD' CHECK (state IN  -- SUPERSEDED: an earlier payment of the same disbursement was made
         ('HELD', 'PAYING', 'CANCELLED', 'RELEASING', 'RELEASED', 'PAID', 'SUPERSEDED')),
-    release_id bigint, since timestamptz NOT NULL DEFAULT clock_timestamp()
+    release_id bigint, since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    repaid boolean NOT NULL DEFAULT false CHECK (NOT repaid OR state = 'RELEASED')  -- from a further block
 );
 -- A disbursement is held once at a time.
-CREATE UNIQUE INDEX held_live ON held (envelope_id, disbursement_id) WHERE state IN ('HELD', 'RELEASING', 'RELEASED');
+CREATE UNIQUE INDEX held_live ON held (envelope_id, disbursement_id)
+    WHERE state IN ('HELD', 'RELEASING', 'RELEASED') AND NOT repaid;
 CREATE INDEX held_payment ON held (instruction, position) WHERE instruction IS NOT NULL;
+CREATE INDEX held_since ON held (since) WHERE state = 'HELD';
+
+-- Addresses of people who could not be paid when these came (paid already, or their money was given back): a repayment goes there.
+CREATE TABLE late_parts (
+    batch_id uuid NOT NULL, part int NOT NULL, sealed_key text NOT NULL, sealed text NOT NULL, PRIMARY KEY (batch_id, part)
+);
+ALTER TABLE late_parts ALTER COLUMN sealed SET STORAGE EXTERNAL;
+CREATE TABLE late_addresses (
+    envelope_id uuid NOT NULL, disbursement_id text COLLATE "C" NOT NULL, part int NOT NULL,
+    PRIMARY KEY (envelope_id, disbursement_id, part)
+);
+
+-- Disbursements to be paid from a further block. They become payments when the money is reserved, in the same transaction.
+CREATE TABLE repayments (
+    envelope_id uuid NOT NULL, block int NOT NULL, disbursement_id text COLLATE "C" NOT NULL,
+    batch_id uuid NOT NULL REFERENCES batches, part int NOT NULL,  -- where the address is
+    beneficiary_id text COLLATE "C" NOT NULL, amount_minor bigint NOT NULL CHECK (amount_minor > 0),
+    instruction bigint, position smallint,              -- the payment that was reversed
+    held_id bigint REFERENCES held,                     -- or the hold whose money was given back
+    state text NOT NULL DEFAULT 'ASKED' CHECK (state IN ('ASKED', 'PAYING', 'REFUSED', 'CANCELLED')),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (envelope_id, block, disbursement_id),
+    FOREIGN KEY (envelope_id, block) REFERENCES blocks,
+    CHECK ((instruction IS NULL) <> (held_id IS NULL))
+);
+-- A reversed payment, or what was given back, is repaid once.
+CREATE UNIQUE INDEX repayments_payment ON repayments (instruction, position) WHERE state IN ('ASKED', 'PAYING');
+CREATE UNIQUE INDEX repayments_held ON repayments (held_id) WHERE state IN ('ASKED', 'PAYING');
 
 -- Disbursements which must never be paid, whether or not they have been seen.
 CREATE TABLE tombstones (
@@ -123,6 +159,7 @@ CREATE TABLE cancelled (
     envelope_id uuid NOT NULL, disbursement_id text COLLATE "C" NOT NULL, batch_id uuid NOT NULL,
     instruction bigint, position smallint, amount_minor bigint NOT NULL,
     in_block boolean NOT NULL,                          -- its money was reserved, so it must be released
+    block int,                                          -- null: in the envelope's own
     release_id bigint, at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (envelope_id, disbursement_id)          -- cancelled once, for ever
 );
@@ -152,12 +189,15 @@ CREATE TABLE statement_chunks (
 );
 CREATE TABLE exceptions (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    statement_id uuid NOT NULL, line int NOT NULL, reason text NOT NULL, reference text NOT NULL DEFAULT '',
+    statement_id uuid, line int,                        -- null where no line is meant, or none came
+    reason text NOT NULL, reference text NOT NULL DEFAULT '',
     instruction bigint, position smallint, amount_minor bigint, currency text NOT NULL, detail text NOT NULL DEFAULT '',
     state text NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'CLOSED')),
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(), closed_at timestamptz,
+    closed_by text, why text, evidence text,            -- where an operator has settled it
     UNIQUE (statement_id, line, reason)                 -- the same statement again changes nothing
 );
+CREATE UNIQUE INDEX exceptions_whole ON exceptions (reason, statement_id, instruction) NULLS NOT DISTINCT WHERE line IS NULL;
 CREATE INDEX exceptions_payment ON exceptions (instruction, position) WHERE state = 'OPEN';
 """
 
@@ -202,12 +242,14 @@ WITH i AS (
         sum(amount_minor) FILTER (WHERE state = 'RELEASED') AS released
     FROM releases GROUP BY envelope_id
 ), c AS (
-    SELECT envelope_id, sum(amount_minor) FILTER (WHERE in_block AND release_id IS NULL) AS to_release, count(*) AS cancelled_n,
-           sum(amount_minor) AS cancelled, sum(amount_minor) FILTER (WHERE NOT in_block) AS unblocked
-    FROM cancelled GROUP BY envelope_id
+    -- What was to be repaid from a block that is not there yet is nowhere yet.
+    SELECT envelope_id, count(*) AS cancelled_n, sum(c.amount_minor) AS cancelled,
+           sum(c.amount_minor) FILTER (WHERE in_block AND release_id IS NULL AND (block IS NULL OR k.state = 'BLOCKED')) AS to_release,
+           sum(c.amount_minor) FILTER (WHERE NOT in_block) AS unblocked
+    FROM cancelled c LEFT JOIN blocks k USING (envelope_id, block) GROUP BY envelope_id
 ), b AS (
     SELECT envelope_id, sum(amount_minor) FILTER (WHERE state = 'BLOCKED') AS blocked,
-           max(blocked_at) AS blocked_at, bool_or(state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED')) AS fixed
+           min(blocked_at) AS blocked_at, bool_or(state IN ('PENDING', 'SENDING', 'UNKNOWN', 'BLOCKED')) AS fixed
     FROM blocks GROUP BY envelope_id
 ), a AS (
     SELECT envelope_id, sum(arrived_minor) AS arrived, sum(arrived_count) AS arrived_n, count(*) AS batches
@@ -250,7 +292,7 @@ CREATE VIEW ops_envelopes AS
         m.batches, e.settled_revision AS revision, e.created_at, m.blocked_at, e.settled_at, m.last_confirmed_at
     FROM envelopes e JOIN money m USING (envelope_id);
 CREATE VIEW ops_blocks AS
-    SELECT envelope_id, block, bank, amount_minor, state, bank_reference, created_at, blocked_at FROM blocks;
+    SELECT envelope_id, block, further, bank, amount_minor, state, bank_reference, created_at, blocked_at FROM blocks;
 CREATE VIEW ops_releases AS
     SELECT release_id, envelope_id, block, amount_minor, state, bank_reference, reason, created_at, released_at FROM releases;
 CREATE VIEW ops_instructions AS
@@ -271,10 +313,15 @@ CREATE VIEW ops_payments AS
     LEFT JOIN held h ON h.instruction = p.instruction AND h.position = p.position AND h.state <> 'PAID';
 CREATE VIEW ops_held AS
     SELECT envelope_id, batch_id, disbursement_id, beneficiary_id, amount_minor, reason, message, since, state, release_id
-    FROM held WHERE state = 'HELD' OR (state = 'RELEASED' AND reason = 'BLOCK_RELEASED');
+    FROM held WHERE state = 'HELD' OR (state = 'RELEASED' AND reason = 'BLOCK_RELEASED' AND NOT repaid);
+CREATE VIEW ops_repayments AS  -- instruction and position name the reversed payment, release_id where the money went back
+    SELECT r.envelope_id, r.block, r.batch_id, r.disbursement_id, r.beneficiary_id, r.amount_minor, r.instruction, r.position,
+        h.release_id, r.state, r.at
+    FROM repayments r LEFT JOIN held h USING (held_id);
 CREATE VIEW ops_cancelled AS
-    SELECT envelope_id, disbursement_id, batch_id, amount_minor, in_block, release_id, at AS cancelled_at
-    FROM cancelled;
+    SELECT c.envelope_id, c.disbursement_id, c.batch_id, c.amount_minor,
+        c.in_block AND (c.block IS NULL OR k.state = 'BLOCKED') AS in_block, c.release_id, c.at AS cancelled_at
+    FROM cancelled c LEFT JOIN blocks k USING (envelope_id, block);
 CREATE VIEW ops_unknown AS
     SELECT 'dispatch' AS kind, i.instruction::text AS subject, i.envelope_id,
         (i.count - i.cancelled_count - i.refused_count - i.debited_count) AS count,
@@ -290,7 +337,8 @@ CREATE VIEW ops_unknown AS
     FROM releases r LEFT JOIN work w ON w.kind = 'release' AND w.subject = r.release_id::text
     WHERE r.state IN ('UNKNOWN', 'NOT_OFFERED', 'REFUSED');
 CREATE VIEW ops_exceptions AS
-    SELECT id, statement_id, line, reason, reference, instruction, position, amount_minor, currency, detail, state, created_at
+    SELECT id, statement_id, line, reason, reference, instruction, position, amount_minor, currency, detail, state, created_at,
+        closed_at, closed_by, why, evidence
     FROM exceptions;
 CREATE VIEW ops_statements AS
     SELECT s.statement_id, s.account_token, s.number, s.sequence, s.currency, s.opening_minor, s.closing_minor, s.lines,
@@ -320,12 +368,16 @@ CREATE VIEW ops_history AS
     UNION ALL SELECT envelope_id, batch_id, disbursement_id, at, 'cancelled',
         CASE WHEN in_block THEN 'its money is released' ELSE 'before the block' END
     FROM cancelled
+    UNION ALL SELECT envelope_id, batch_id, disbursement_id, at, 'repayment asked', 'block ' || block || ', ' || lower(state)
+    FROM repayments
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, s.created_at, 'reversed',
         'line ' || f.line || ' of statement ' || f.statement_id
     FROM facts f JOIN payments p USING (instruction, position) JOIN instructions i USING (instruction)
     JOIN statements s USING (statement_id) WHERE f.kind = 'R'
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, x.created_at, 'exception', x.reason
     FROM exceptions x JOIN payments p USING (instruction, position) JOIN instructions i USING (instruction)
+    UNION ALL SELECT i.envelope_id, i.batch_id, NULL, x.created_at, 'exception', x.reason || ': ' || x.detail
+    FROM exceptions x JOIN instructions i USING (instruction) WHERE x.position IS NULL
     UNION ALL SELECT envelope_id, NULL, NULL, released_at, 'released', 'release ' || release_id || ', ' || reason
     FROM releases WHERE released_at IS NOT NULL
     UNION ALL SELECT envelope_id, NULL, NULL, cancelled_at, 'envelope cancelled', '' FROM envelopes WHERE cancelled_at IS NOT NULL
