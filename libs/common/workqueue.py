@@ -16,14 +16,17 @@ from uuid import UUID
 import httpx
 
 from libs.common import crash, metrics
+from libs.common.clock import utc_now
 from libs.common.db import Database, Tx
 from libs.common.envelope import Cause
 from libs.common.errors import Fatal, LeaseLost, Transient
+from libs.common.gate import Gate, retry_after_seconds
 from libs.common.jobs import FAILED_SECONDS, wait
 from libs.common.log import get
 from libs.common.retry import backoff_seconds
 
 MARGIN_SECONDS = 2.0  # by which a lease must outlast a call
+ANSWER_BYTES = 8_000_000  # of an answer; what is about a thousand people has a tenth of it
 
 _log = get("work")
 
@@ -42,6 +45,7 @@ class Claim:
     deadline: float
     timeout_seconds: float
     cause: Cause
+    gate: Gate | None = None  # before the other side, for all requests under this claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ class NotSent:
 
     code: str
     message: str
+    final: bool = False  # again would be in vain until an operator has acted: ERROR at once
+    outage: bool = False  # the other side is not there: counts for the breaker
+    after_seconds: float = 0.0  # not before: the other side asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class MaybeDone:
     code: str
     message: str
     repeatable: bool = False  # the same call (a read, the same key, or a question) may find out
+    outage: bool = True
+    after_seconds: float = 0.0
 
 
 Answer = Done | NotSent | MaybeDone
@@ -136,6 +145,12 @@ class Limits:
     max_attempts: int = 3
     backoff_first_seconds: float = 1.0
     backoff_max_seconds: float = 300.0
+    poll_seconds: float = 0.5  # new work is begun at once; this is for what comes due again
+    claim_max_calls: int = 100  # in one transaction
+    enabled: bool = True  # off: another replica does it
+    calls_per_second: float = 0  # requests, per replica; 0: as many as there are
+    breaker_failures: int = 0  # in a row; 0: no breaker
+    breaker_seconds: float = 30.0
 
 
 def enqueue(tx: Tx, kind: str, subjects: Sequence[str], lock_keys: Sequence[int], causes: Sequence[Cause]) -> None:
@@ -192,6 +207,7 @@ class Worker:
         self._database = database
         self._callout = callout
         self._limits = limits
+        self._gate = Gate(callout.kind, limits.calls_per_second, limits.breaker_failures, limits.breaker_seconds)
         self.kind = callout.kind
 
     def claim(self, free: int) -> list[tuple[Claim, Any]]:
@@ -308,6 +324,7 @@ class Worker:
                 deadline,
                 self._limits.timeout_seconds,
                 Cause(row.cause_id, row.correlation_id, row.traceparent),
+                self._gate,
             )
             for row in rows
         ]
@@ -335,9 +352,13 @@ class Worker:
         try:
             with metrics.timed(metrics.CALL, kind=self.kind):
                 answer = await self._callout.call(client, claim, request)
-                if self._callout.read and isinstance(answer, MaybeDone):
-                    return NotSent(answer.code, answer.message)
-                return answer
+            if isinstance(answer, Done):
+                self._gate.answered()
+            elif answer.outage:
+                self._gate.failed()
+            if self._callout.read and isinstance(answer, MaybeDone):
+                return NotSent(answer.code, answer.message, outage=answer.outage, after_seconds=answer.after_seconds)
+            return answer
         except LeaseLost as error:
             return NotSent("LEASE_LOST", str(error))
         except Exception as error:  # a bug of ours: nobody can say how far it came, and it must not stop the others
@@ -371,7 +392,7 @@ class Worker:
                    UPDATE work SET
                        state = CASE WHEN %(done)s THEN 'DONE'
                                     WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'
-                                    WHEN tries < %(max_attempts)s THEN 'PENDING'
+                                    WHEN tries < %(max_attempts)s AND NOT %(final)s THEN 'PENDING'
                                     WHEN ambiguous OR %(ambiguous)s THEN 'UNKNOWN' ELSE 'ERROR' END,
                        ambiguous = NOT %(done)s AND (ambiguous OR %(ambiguous)s),
                        code = %(code)s, message = %(message)s, attempts_finished = attempts_started,
@@ -391,14 +412,18 @@ class Worker:
             ambiguous=ambiguous,
             repeatable=not ambiguous or answer.repeatable,  # type: ignore[union-attr]
             max_attempts=limits.max_attempts,
+            final=isinstance(answer, NotSent) and answer.final,
             outcome=type(answer).__name__,
             code=None if isinstance(answer, Done) else answer.code,
             message=None if isinstance(answer, Done) else answer.message[:500],
-            backoff=backoff_seconds(claim.attempt, limits.backoff_max_seconds, limits.backoff_first_seconds),
+            backoff=max(
+                backoff_seconds(claim.attempt, limits.backoff_max_seconds, limits.backoff_first_seconds),
+                0.0 if isinstance(answer, Done) else answer.after_seconds,
+            ),
         ).state
         return state
 
-    async def run(self, wake: asyncio.Event, stop: threading.Event, poll_seconds: float = 0.5) -> None:
+    async def run(self, wake: asyncio.Event, stop: threading.Event) -> None:
         """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled."""
         running: set[asyncio.Task[None]] = set()
         # A connection per call: one kept alive may be closed by the other side just as we write, and a payment whose
@@ -409,14 +434,15 @@ class Worker:
         async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False) as client:
             while not stop.is_set():
                 wake.clear()
-                free = self._limits.concurrency - len(running)
+                free = min(self._limits.concurrency - len(running), self._limits.claim_max_calls)
+                free = self._gate.allowed(free, len(running))
                 claimed = await _when_possible(self.claim, free) if free else []
                 for claim, request in claimed or []:
                     task = asyncio.create_task(self._one(client, claim, request))
                     running.add(task)
                     task.add_done_callback(lambda _: wake.set())
                 if not claimed:
-                    await wait(wake, poll_seconds)
+                    await wait(wake, self._gate.wait_seconds(self._limits.poll_seconds))
                 for task in [task for task in running if task.done()]:
                     running.discard(task)
                     task.result()
@@ -452,6 +478,8 @@ async def post(
     """POST JSON under a claim. NotSent only before the first byte was written; after it every failure is MaybeDone.
 
     Raises LeaseLost where the lease would not outlast the call."""
+    if claim.gate:
+        await claim.gate.turn()
     must_not_outlast(claim, claim.timeout_seconds + MARGIN_SECONDS)
     sent = False
 
@@ -465,15 +493,48 @@ async def post(
 
     try:
         async with asyncio.timeout(claim.timeout_seconds):
-            return await client.post(
+            response = await _answer(
+                client,
                 url,
-                content=body,
-                headers={"Content-Type": "application/json", "X-Request-Id": str(claim.lease_token), **(headers or {})},
-                extensions={"trace": trace},
+                body,
+                {
+                    "Content-Type": "application/json",
+                    "Accept-Encoding": "identity",
+                    "X-Request-Id": str(claim.lease_token),
+                    **(headers or {}),
+                },
+                trace,
             )
     except (httpx.HTTPError, TimeoutError) as error:
         text = f"{type(error).__name__}: {error}"
-        return MaybeDone("NO_ANSWER", text) if sent else NotSent("NOT_REACHED", text)
+        return MaybeDone("NO_ANSWER", text) if sent else NotSent("NOT_REACHED", text, outage=True)
+    if response is None:
+        return MaybeDone("ANSWER_UNREADABLE", f"the answer is compressed, or longer than {ANSWER_BYTES} bytes")
+    if claim.gate and (seconds := asked_to_wait_seconds(response)):
+        claim.gate.pause(seconds)
+    return response
+
+
+async def _answer(
+    client: httpx.AsyncClient, url: str, body: bytes, headers: Mapping[str, str], trace: Callable[..., Any]
+) -> httpx.Response | None:
+    """An answer that memory can hold; None for one that is too long, or could grow: a small compressed one may hide gigabytes."""
+    async with client.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            return None
+        content = bytearray()
+        async for piece in response.aiter_raw():
+            content += piece
+            if len(content) > ANSWER_BYTES:
+                return None
+    return httpx.Response(response.status_code, headers=response.headers, content=bytes(content))
+
+
+def asked_to_wait_seconds(response: httpx.Response) -> float:
+    """For how long the other side wants no further request."""
+    if response.status_code not in (429, 503):
+        return 0.0
+    return retry_after_seconds(response.headers.get("Retry-After"), utc_now())
 
 
 async def _when_possible(step: Callable[..., Any], *args: Any) -> Any:

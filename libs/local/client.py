@@ -12,9 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import httpx
@@ -181,6 +181,17 @@ class MapperAdmin(_Admin):
     def set_limits(self, *, max_items: int = 1000, refuse_repeated_message_id: bool = False) -> None:
         body = {"max_items": max_items, "refuse_repeated_message_id": refuse_repeated_message_id}
         self._call("PUT", "/admin/settings", json=body)
+
+    def set_codes(self, codes: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Replaces what is answered of single people, whether they have an address or not: id -> reason code."""
+        self._call("PUT", "/admin/codes", json=dict(codes))
+
+    def set_guard(self, **settings: Any) -> None:
+        """Replaces who is let in, and how answers are signed: the fields of `mapper_guard.Guard`; none: everybody is."""
+        self._call("PUT", "/admin/guard", json=settings)
+
+    def revoke_tokens(self) -> None:
+        self._call("DELETE", "/admin/tokens")
 
 
 def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -44,8 +44,7 @@ def start(
 
     Raises StackError, with the end of the log of whoever did not start."""
     say("topics and schemas …")
-    kept = _secrets(stack.data_dir)
-    env = {**stack.env, **_env(stack, kept), **(settings or {})}
+    env = {**environment(stack), **(settings or {})}
     ensure_topics(stack.addresses.kafka)
     for service in SERVICES:
         migrate(stack.addresses.database_url, service)
@@ -94,17 +93,25 @@ def _secrets(data_dir: Path) -> dict[str, Any]:
     return made
 
 
-def _env(stack: Stack, kept: Mapping[str, Any]) -> dict[str, str]:
-    bank_url = stack.addresses.bank_url
+def environment(stack: Stack) -> dict[str, str]:
+    """What every service of the stack is told."""
+    bank_url, kept = stack.addresses.bank_url, _secrets(stack.data_dir)
     return {
+        **stack.env,
         "ALMONER_SEAL_KEYS": kept["seal_keys"],
         "ALMONER_TOKEN_KEY": kept["token_key"],
+        "ALMONER_INGESTION_MODE": "open",
         "ALMONER_INGESTION_STATEMENT_TOKENS": json.dumps(kept["statement_tokens"]),
         "ALMONER_RESOLUTION_MAPPER_URL": stack.addresses.mapper_url,
         "ALMONER_FUNDS_BANKS": json.dumps(
             {profile.upper(): {"adapter": profile, "url": f"{bank_url}/{profile}"} for profile in PROFILES}
         ),
-        "ALMONER_FUNDS_SPONSORS": json.dumps({"default": {"bank": "FULL", "account": SPONSOR_ACCOUNT}}),
+        "ALMONER_FUNDS_SPONSORS": json.dumps(
+            {
+                "default": {"bank": "FULL", "account": SPONSOR_ACCOUNT},
+                "SCHOOL-MEALS/CASH-2026": {"bank": "EXAMPLE", "account": SPONSOR_ACCOUNT},  # a bank that can't be asked
+            }
+        ),
     }
 
 

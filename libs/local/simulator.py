@@ -9,13 +9,14 @@ import argparse
 import asyncio
 import gc
 import hashlib
+import math
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,9 +42,14 @@ FaultKind = Literal[
     "late_before",  # done and answered after `seconds`, also when the caller has gone by then
     "error_500",  # not done, HTTP 500
     "error_500_after",  # done, HTTP 500
+    "error_429",  # not done, HTTP 429, with `seconds` as Retry-After
+    "error_503",  # not done, HTTP 503, with `seconds` as Retry-After
     "nonsense",  # done, HTTP 200 with a body nobody can read
     "down",  # closed at once, not even logged: the request never arrived
 ]
+
+# Not done, and answered so.
+_ERRORS: dict[str | None, int] = {"error_500": 500, "error_429": 429, "error_503": 503}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -72,6 +78,7 @@ class Call:
     body_sha256: str = ""
     json: Any = None
     id: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -81,6 +88,7 @@ class Answer:
     outcome: str
     content: bytes
     status_code: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 Action = Callable[[sqlite3.Connection, Call], Answer]
@@ -174,6 +182,7 @@ class Simulator:
         async def endpoint(request: Request) -> Response:
             headers = request.headers
             call = Call(profile, path, headers.get("idempotency-key"), headers.get("x-request-id"), await request.body())
+            call.headers = headers
             return await self._handle(request, call, act, refuse)
 
         return Route(prefix + path, endpoint, methods=["POST"])
@@ -195,10 +204,12 @@ class Simulator:
             return Hangup(request, fault.seconds if kind == "timeout_after" else 0)
         if kind in ("error_500", "error_500_after"):
             return Response("Internal Server Error", 500)
+        if fault and kind in _ERRORS:
+            return Response("Not now", _ERRORS[kind], {"Retry-After": str(math.ceil(fault.seconds))})
         if kind == "nonsense":
             return Response(b"<html>\x00\xff{", 200, media_type="application/json")
         assert answer is not None
-        return Response(answer.content, answer.status_code, media_type="application/json")
+        return Response(answer.content, answer.status_code, answer.headers, media_type="application/json")
 
     def _receive_and_act(
         self, db: sqlite3.Connection, call: Call, act: Action, refuse: Action
@@ -212,7 +223,7 @@ class Simulator:
             if kind == "down":
                 return fault, None
             call.id = _log(db, call, self._count_items(call.json) if call.json is not None else 0, kind)
-        if kind in ("fail_before", "error_500", "late_before"):
+        if kind in ("fail_before", "late_before", *_ERRORS):
             return fault, None
         return fault, self._act(db, call, refuse if kind == "refuse" else act, kind)
 
@@ -277,10 +288,10 @@ def _take_fault(db: sqlite3.Connection, call: Call) -> Fault | None:
 
 
 def _log(db: sqlite3.Connection, call: Call, items: int, kind: FaultKind | None) -> int:
-    not_done = kind in ("fail_before", "error_500")
+    not_done = kind == "fail_before" or kind in _ERRORS
     row = (
         now(), call.profile, call.path, call.key, call.request_id, call.body_sha256, items, kind,
-        "not done" if not_done else "received", 500 if kind == "error_500" else None,
+        "not done" if not_done else "received", _ERRORS.get(kind),
     )  # fmt: skip
     cursor = db.execute(
         "INSERT INTO requests (at, profile, path, idempotency_key, request_id, body_sha256, items, fault, outcome,"

@@ -1,11 +1,14 @@
-"""What resolution is told: where the mapper is, how much it takes at once, how addresses are written."""
+"""What resolution is told: where the mapper is, how it lets us in, how much it takes, how addresses are written."""
 
+import math
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from libs.common.config import ServiceSettings
+from libs.common.config import ClaimMaxCalls, Enabled, PollSeconds, ServiceSettings
+from libs.common.workqueue import MARGIN_SECONDS
+from services.resolution import jws
 
 FIELDS = frozenset(
     "account_number bank_code branch_code mobile_number email_address wallet_provider_name wallet_provider_code fa_type".split()
@@ -27,32 +30,116 @@ def _pattern(essential: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _jwk(*, private: bool) -> AfterValidator:
+    def check(text: SecretStr) -> SecretStr:
+        if text.get_secret_value():
+            jws.read_key(text.get_secret_value(), private=private)
+        return text
+
+    return AfterValidator(check)
+
+
+_BATCH_ITEMS = 1000
+OptionalUrl = Annotated[str, Field(pattern="^(https?://.+)?$")]
+
+
 class Settings(ServiceSettings):
     SERVICE: ClassVar[str] = "resolution"
 
-    mapper_url: str = Field(pattern="^https?://", description="of the SPAR 1.x mapper; /sync/resolve is appended")
-    mapper_sender_id: str = Field(default="almoner", description="who we are to the mapper")
-    mapper_sender_uri: str = ""
-    mapper_receiver_id: str = ""
+    mapper_url: str = Field(pattern="^https?://", description="of the mapper; the path of its API is appended")
+    mapper_api: Literal["spar1", "spar2"] = Field(
+        default="spar1", description="spar1: SPAR 1.x, /sync/resolve; spar2: SPAR 2.x, /mapper/resolve"
+    )
+    mapper_sender_id: str = Field(default="almoner", description="who we are to the mapper; in SPAR 2.x our mnemonic")
+    mapper_sender_uri: str = Field(default="", description="where we are; in SPAR 2.x our application's URL")
+    mapper_receiver_id: str = Field(default="", description="who the mapper is; in SPAR 2.x the instance that is asked")
 
+    mapper_oauth_url: OptionalUrl = Field(
+        default="", description="gives tokens for client credentials; empty: no token is sent"
+    )
+    mapper_oauth_client_id: str = Field(default="", description="who we are to the token's server")
+    mapper_oauth_client_secret: SecretStr = Field(default=SecretStr(""), description="belongs to the client id")
+    mapper_oauth_scope: str = Field(default="", description="asked for with the token, if not empty")
+    mapper_sign_key: Annotated[SecretStr, _jwk(private=True)] = Field(
+        default=SecretStr(""),
+        description="private JWK that signs requests (RS256, PS256, ES256, EdDSA, by its `alg` or its type); empty: see keymanager",
+    )
+    mapper_keymanager_url: OptionalUrl = Field(
+        default="", description="of a keymanager that signs requests; /jwtSign is appended; empty: none"
+    )
+    mapper_keymanager_app_id: str = Field(default="ALMONER", description="whose key the keymanager signs with")
+    mapper_keymanager_ref_id: str = Field(default="", description="which key of it")
+    mapper_answer_key: Annotated[SecretStr, _jwk(private=False)] = Field(
+        default=SecretStr(""),
+        description="public JWK of the mapper: answers without its signature are refused; empty: all count",
+    )
+
+    resolve_enabled: Enabled = True
+    resolve_claim_max_calls: ClaimMaxCalls = 100
+    resolve_poll_seconds: PollSeconds = 0.5
     resolve_max_items: int = Field(default=1000, ge=1, le=1000, description="people in one request")
     resolve_concurrency: int = Field(default=4, ge=1, le=100, description="calls at once, per replica")
     resolve_timeout_seconds: float = Field(default=20.0, gt=0, description="of one request; below shutdown_seconds")
     resolve_lease_seconds: float = Field(default=60.0, gt=0, description="of one call, all of its requests together")
-    resolve_max_attempts: int = Field(default=10, ge=1)
-    resolve_backoff_first_seconds: float = Field(default=0.5, gt=0)
-    resolve_backoff_max_seconds: float = Field(default=60.0, gt=0)
+    resolve_max_attempts: int = Field(default=10, ge=1, le=100, description="then the work is in ERROR, until `almoner retry`")
+    resolve_backoff_first_seconds: float = Field(
+        default=0.5, gt=0, description="wait after the first failure; doubles each time"
+    )
+    resolve_backoff_max_seconds: float = Field(
+        default=60.0, gt=0, description="longest wait between two attempts, unless the mapper asks for more (Retry-After)"
+    )
+    resolve_calls_per_second: float = Field(default=0, ge=0, le=10_000, description="requests, per replica; 0: no limit")
+    resolve_breaker_failures: int = Field(
+        default=10, ge=0, description="requests in a row without an answer that pause all of this replica; 0: none do"
+    )
+    resolve_breaker_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="at most, until one request tries whether the mapper is back"
+    )
 
-    # An address is text whose ending says which of these takes it apart.
-    bank_account_pattern: Annotated[str, _pattern("account_number")] = (
+    # An address of SPAR 1.x is text whose ending says which of these takes it apart.
+    bank_account_pattern: Annotated[
+        str, _pattern("account_number"), Field(description="takes an address apart; needs account_number")
+    ] = (
         r"^account_number:(?P<account_number>.*)\.branch_code:(?P<branch_code>.*)\.bank_code:(?P<bank_code>.*)"
         r"\.mobile_number:(?P<mobile_number>.*)\.email_address:(?P<email_address>.*)\.fa_type:(?P<fa_type>.*)$"
     )
-    mobile_wallet_pattern: Annotated[str, _pattern("mobile_number")] = (
+    mobile_wallet_pattern: Annotated[
+        str, _pattern("mobile_number"), Field(description="takes an address apart; needs mobile_number")
+    ] = (
         r"^mobile_number:(?P<mobile_number>.*)\.wallet_provider_name:(?P<wallet_provider_name>.*)"
         r"\.wallet_provider_code:(?P<wallet_provider_code>.*)\.fa_type:(?P<fa_type>.*)$"
     )
-    email_wallet_pattern: Annotated[str, _pattern("email_address")] = (
+    email_wallet_pattern: Annotated[
+        str, _pattern("email_address"), Field(description="takes an address apart; needs email_address")
+    ] = (
         r"^email_address:(?P<email_address>.*)\.wallet_provider_name:(?P<wallet_provider_name>.*)"
         r"\.wallet_provider_code:(?P<wallet_provider_code>.*)\.fa_type:(?P<fa_type>.*)$"
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_sign(self) -> Self:
+        if self.mapper_sign_key.get_secret_value() and self.mapper_keymanager_url:
+            names = f"{self.variable('mapper_sign_key')} and {self.variable('mapper_keymanager_url')}"
+            raise ValueError(f"{names}: Only one of them can sign; the other should be empty")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_need_credentials(self) -> Self:
+        for name in ("mapper_oauth_client_id", "mapper_oauth_client_secret"):
+            value = getattr(self, name)
+            if self.mapper_oauth_url and not (value.get_secret_value() if isinstance(value, SecretStr) else value):
+                raise ValueError(f"{self.variable(name)}: Should not be empty where {self.variable('mapper_oauth_url')} is set")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_come_within_the_lease(self) -> Self:
+        """Or requests would wait for their turn until they may not be sent any more."""
+        requests = self.resolve_concurrency * math.ceil(_BATCH_ITEMS / self.resolve_max_items)
+        left_seconds = self.resolve_lease_seconds - self.resolve_timeout_seconds - MARGIN_SECONDS
+        if self.resolve_calls_per_second and requests / self.resolve_calls_per_second > left_seconds:
+            raise ValueError(
+                f"{self.variable('resolve_calls_per_second')}={self.resolve_calls_per_second}: Should let {requests} requests"
+                f" (resolve_concurrency times those of a batch) pass within {left_seconds:g} s (resolve_lease_seconds less"
+                f" resolve_timeout_seconds and {MARGIN_SECONDS:g})"
+            )
+        return self

@@ -9,7 +9,8 @@ from uuid import UUID
 NOT_LINKED = "NOT_LINKED"  # the mapper knows no address for this id
 NOT_FOUND = "NOT_FOUND"  # the mapper does not know this id
 INACTIVE = "INACTIVE"  # the id or its address is switched off
-REFUSED = "REFUSED"  # the mapper refuses this item
+REFUSED = "REFUSED"  # the mapper refuses this id or its address
+ASKED_WRONGLY = "ASKED_WRONGLY"  # the mapper refuses how this item was asked for: our fault, not the person's
 NO_ANSWER = "NO_ANSWER"  # the answer leaves this person out, or open
 AMBIGUOUS_ANSWER = "AMBIGUOUS_ANSWER"  # the answer names this person more than once
 UNKNOWN_CODE = "UNKNOWN_CODE"  # a code we don't know: no money goes where we don't understand the answer

@@ -5,14 +5,19 @@ from libs.common.db import Database
 from libs.common.outbox import Outbox
 from libs.common.seal import Sealer
 from libs.common.service import Parts
+from services.resolution import jws
+from services.resolution.adapters.access import Access, Keymanager, Tokens
 from services.resolution.adapters.spar import Spar
+from services.resolution.adapters.spar2 import Spar2
 from services.resolution.config import Settings
 from services.resolution.handlers import ROUTES, Resolve
+
+MAPPERS: dict[str, type[Spar]] = {"spar1": Spar, "spar2": Spar2}
 
 
 def wire(settings: ServiceSettings, _database: Database) -> Parts:
     assert isinstance(settings, Settings)
-    mapper = Spar(
+    mapper = MAPPERS[settings.mapper_api](
         settings.mapper_url,
         {
             "BANK_ACCOUNT": settings.bank_account_pattern,
@@ -23,6 +28,22 @@ def wire(settings: ServiceSettings, _database: Database) -> Parts:
         sender_uri=settings.mapper_sender_uri,
         receiver_id=settings.mapper_receiver_id,
         max_items=settings.resolve_max_items,
+        access=_access(settings),
     )
     sealer = Sealer(settings.seal_keys.get_secret_value(), settings.token_key.get_secret_value())
     return Parts(routes=ROUTES, callouts=[Resolve(mapper, sealer, Outbox(Settings.SERVICE))])
+
+
+def _access(settings: Settings) -> Access:
+    tokens: Tokens | None = None
+    signer: jws.Key | Keymanager | None = None
+    if settings.mapper_oauth_url:
+        secret = settings.mapper_oauth_client_secret.get_secret_value()
+        tokens = Tokens(settings.mapper_oauth_url, settings.mapper_oauth_client_id, secret, settings.mapper_oauth_scope)
+    if settings.mapper_keymanager_url:
+        keymanager = settings.mapper_keymanager_url, settings.mapper_keymanager_app_id, settings.mapper_keymanager_ref_id
+        signer = Keymanager(*keymanager)
+    elif sign_key := settings.mapper_sign_key.get_secret_value():
+        signer = jws.read_key(sign_key, private=True)
+    answer_key = settings.mapper_answer_key.get_secret_value()
+    return Access(tokens, signer, jws.read_key(answer_key, private=False) if answer_key else None)

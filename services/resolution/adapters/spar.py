@@ -1,6 +1,7 @@
 """SPAR 1.x, the G2P Connect mapper: `POST /sync/resolve`.
 
 Answers are matched by reference id alone: an unknown person comes back with id null, and nothing is said about order.
+Requests are written with their keys in order: the body is sent as it is signed.
 """
 
 import re
@@ -12,8 +13,9 @@ import httpx
 from pydantic_core import from_json, to_json
 
 from libs.common.log import get
-from libs.common.workqueue import Claim, MaybeDone, NotSent, post
+from libs.common.workqueue import Claim, MaybeDone, NotSent
 from services.resolution import domain
+from services.resolution.adapters.access import Access
 from services.resolution.domain import Hold, Reply
 
 MAX_ADDRESS_CHARS = 500  # patterns with many `.*` take long for long texts
@@ -21,6 +23,7 @@ MAX_ADDRESS_CHARS = 500  # patterns with many `.*` take long for long texts
 # The field without which an address of this type is none.
 ESSENTIAL = {"BANK_ACCOUNT": "account_number", "MOBILE_WALLET": "mobile_number", "EMAIL_WALLET": "email_address"}
 
+# Codes of an item: why this person is held. Where the address is good there is none.
 _ACTIVE = {"", "succ.id.active", "succ.fa.active"}
 _REASONS = {
     "succ.fa.not_linked_to_id": domain.NOT_LINKED,
@@ -28,6 +31,23 @@ _REASONS = {
     "succ.id.not_found": domain.NOT_FOUND,
     "succ.fa.inactive": domain.INACTIVE,
     "succ.id.inactive": domain.INACTIVE,
+    "rjct.id.invalid": domain.REFUSED,
+    "rjct.fa.invalid": domain.REFUSED,
+    "rjct.reference_id.invalid": domain.ASKED_WRONGLY,
+    "rjct.reference_id.duplicate": domain.ASKED_WRONGLY,
+    "rjct.timestamp.invalid": domain.ASKED_WRONGLY,
+    "rjct.resolve_type.not_supported": domain.ASKED_WRONGLY,
+}
+# Codes of a whole request which would be refused again, whenever it is sent: an operator must act. All others are for the
+# moment: a repeated request has a message id and a time of its own, and what we don't know may pass.
+_FINAL = {
+    "rjct.version.invalid",
+    "rjct.action.invalid",
+    "rjct.action.not_supported",
+    "rjct.total_count.invalid",
+    "rjct.total_count.limit_exceeded",
+    "rjct.jwt.invalid",
+    "rjct.request.validation",
 }
 # A pattern which is nothing but keys and what stands behind them, such as `^a:(?P<a>.*)\.b:(?P<b>.*)$`.
 _KEYS_AND_FIELDS = re.compile(r"\^?(?:(?:\w|\\\.)+:\(\?P<\w+>\.\*\))+\$")
@@ -40,13 +60,26 @@ _log = get("mapper")
 class Spar:
     """A `ports.Mapper`. `patterns`: type of address -> regular expression; the address's ending names the type."""
 
+    PATH = "/sync/resolve"
+
     def __init__(
-        self, url: str, patterns: Mapping[str, str], *, sender_id: str, sender_uri: str, receiver_id: str, max_items: int
+        self,
+        url: str,
+        patterns: Mapping[str, str],
+        *,
+        sender_id: str,
+        sender_uri: str,
+        receiver_id: str,
+        max_items: int,
+        access: Access | None = None,
     ) -> None:
-        self._url = url.rstrip("/") + "/sync/resolve"
+        self._url = url.rstrip("/") + self.PATH
         self._patterns = [(kind, _quick(text), re.compile(text), ESSENTIAL[kind]) for kind, text in patterns.items()]
-        self._parties = {"sender_id": sender_id, "sender_uri": sender_uri, "receiver_id": receiver_id}
+        self._sender_id = sender_id
+        self._sender_uri = sender_uri
+        self._receiver_id = receiver_id
         self._max_items = max_items
+        self._access = access or Access()
 
     async def resolve(
         self, client: httpx.AsyncClient, claim: Claim, transaction_id: str, people: Sequence[tuple[str, str]]
@@ -55,37 +88,32 @@ class Spar:
         for start in range(0, len(people), self._max_items):
             some = people[start : start + self._max_items]
             message_id = f"{claim.lease_token}-{start}"  # unique per attempt: a repeated one may be refused
-            answer = await post(client, claim, self._url, self.request(message_id, transaction_id, some))
-            if isinstance(answer, NotSent | MaybeDone):
-                return answer
-            if answer.status_code != 200:
-                return MaybeDone(f"HTTP_{answer.status_code}", "the mapper failed")
-            read = self.read(answer.content, message_id, {reference for reference, _ in some})
+            content = await self._access.post(client, claim, self._url, self.request(message_id, transaction_id, some))
+            if isinstance(content, NotSent | MaybeDone):
+                return content
+            read = self.read(content, message_id, {reference for reference, _ in some})
             if isinstance(read, NotSent | MaybeDone):
                 return read
             replies |= read
         return replies
 
     def request(self, message_id: str, transaction_id: str, people: Sequence[tuple[str, str]]) -> bytes:
-        """The body for (reference id, beneficiary id). Without scope `details` the mapper tells no address."""
+        """The body for (reference id, beneficiary id)."""
         now = datetime.now(UTC).isoformat()
         header = {
-            "version": "1.0.0",
+            "action": "resolve",
+            "is_msg_encrypted": False,
             "message_id": message_id,
             "message_ts": now,
-            "action": "resolve",
-            **self._parties,
-            "total_count": len(people),
-            "is_msg_encrypted": False,
             "meta": {},
+            "receiver_id": self._receiver_id,
+            "sender_id": self._sender_id,
+            "sender_uri": self._sender_uri,
+            "total_count": len(people),
+            "version": "1.0.0",
         }
-        items = [
-            {"reference_id": reference, "timestamp": now, "fa": "", "id": person, "scope": "details", "locale": "en"}
-            for reference, person in people
-        ]
-        return to_json(
-            {"signature": "", "header": header, "message": {"transaction_id": transaction_id, "resolve_request": items}}
-        )
+        message = {"resolve_request": items(people, now), "transaction_id": transaction_id}
+        return to_json({"header": header, "message": message, "signature": ""})
 
     def read(self, content: bytes, message_id: str, asked: Container[str]) -> dict[str, Reply] | NotSent | MaybeDone:
         """The replies to what was asked, by reference id. A refusal of the whole message is NotSent: nobody was looked up."""
@@ -93,19 +121,23 @@ class Spar:
             answer = from_json(content)
         except ValueError:
             return MaybeDone("NONSENSE", "the answer is no JSON")
-        header = answer.get("header") if isinstance(answer, dict) else None
+        responses = self._responses(answer if isinstance(answer, dict) else {}, message_id)
+        return responses if isinstance(responses, NotSent | MaybeDone) else self._replies(responses, asked)
+
+    def _responses(self, answer: dict[str, Any], message_id: str) -> list[Any] | NotSent | MaybeDone:
+        """What lies in the envelope of an answer, if it is one to this message."""
+        header = answer.get("header")
         if not isinstance(header, dict):
             return MaybeDone("NONSENSE", "the answer has no header")
         status = header.get("status")
         if status == "rjct":
-            return NotSent("MAPPER_REFUSED", _code(header.get("status_reason_code")))
+            return refused(header.get("status_reason_code"))
         if header.get("message_id") not in (message_id, None):
             return MaybeDone("NONSENSE", "the answer belongs to another message")
-        message = answer.get("message")
-        responses = message.get("resolve_response") if isinstance(message, dict) else None
+        responses = part(answer, "message").get("resolve_response")
         if status != "succ" or not isinstance(responses, list):
             return MaybeDone("NONSENSE", "the answer has no resolve_response")
-        return self._replies(responses, asked)
+        return responses
 
     def _replies(self, responses: list[Any], asked: Container[str]) -> dict[str, Reply] | MaybeDone:
         replies: dict[str, Reply] = {}
@@ -129,16 +161,16 @@ class Spar:
         code = one.get("status_reason_code") or ""
         if not isinstance(code, str):
             return Hold(domain.UNKNOWN_CODE)
-        if status == "succ":
-            if code in _ACTIVE:
-                fa = one.get("fa")
-                return self._address(fa) if isinstance(fa, str) and fa else Hold(domain.NOT_LINKED, _code(code))
-            return Hold(_REASONS.get(code, domain.UNKNOWN_CODE), _code(code))
-        return Hold(domain.REFUSED if status == "rjct" else domain.NO_ANSWER, _code(code))
+        if status not in ("succ", "rjct"):
+            return Hold(domain.NO_ANSWER, _code(code))
+        if status == "succ" and code in _ACTIVE:
+            fa = one.get("fa")
+            return self._address(fa) if fa else Hold(domain.NOT_LINKED, _code(code))
+        return Hold(_REASONS.get(code) or (domain.UNKNOWN_CODE if status == "succ" else domain.REFUSED), _code(code))
 
-    def _address(self, fa: str) -> Reply:
-        if len(fa) > MAX_ADDRESS_CHARS or not fa.isprintable():
-            return Hold(domain.ADDRESS_UNREADABLE, "too long, or not printable")
+    def _address(self, fa: object) -> Reply:
+        if not isinstance(fa, str) or len(fa) > MAX_ADDRESS_CHARS or not fa.isprintable():
+            return Hold(domain.ADDRESS_UNREADABLE, "no text, too long, or not printable")
         for kind, quick, pattern, essential in self._patterns:
             if fa.endswith(kind):
                 match = quick.match(fa) or pattern.match(fa)
@@ -148,6 +180,26 @@ class Spar:
                 address["fa_type"] = kind
                 return address
         return Hold(domain.ADDRESS_UNREADABLE, "ends in no known type of address")
+
+
+def refused(code: object) -> NotSent:
+    """The whole request was refused: nobody was looked up."""
+    text = _code(code)
+    return NotSent("MAPPER_REFUSED", text, final=text in _FINAL)
+
+
+def part(of: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object inside of another; empty where there is none."""
+    found = of.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def items(people: Sequence[tuple[str, str]], now: str) -> list[dict[str, str]]:
+    """Without scope `details` the mapper tells no address."""
+    return [
+        {"fa": "", "id": person, "locale": "en", "reference_id": reference, "scope": "details", "timestamp": now}
+        for reference, person in people
+    ]
 
 
 def _quick(pattern: str) -> re.Pattern[str]:

@@ -22,6 +22,7 @@ class Settings(ServiceSettings):
     SERVICE = "demo"
     pay_concurrency: int = Field(default=7, ge=1)
     pay_timeout_seconds: float = 3.0
+    pay_lease_seconds: float = 60.0
     pay_tokens: dict[str, str] = {}
     pay_password: SecretStr = SecretStr("")
 
@@ -50,10 +51,21 @@ def test_a_services_own_variable_wins_over_the_shared_one(environment: pytest.Mo
     [
         ("ALMONER_DEMO_PAY_CONCURRENCY", "0", "ALMONER_DEMO_PAY_CONCURRENCY='0': Input should be greater than or equal to 1"),
         ("ALMONER_DEMO_HTTP_PORT", "70000", "ALMONER_DEMO_HTTP_PORT='70000': Input should be less than or equal to 65535"),
-        ("ALMONER_DEMO_PAY_TOKENS", '{"a": 5}', "ALMONER_DEMO_PAY_TOKENS_A: Input should be a valid string"),
-        ("ALMONER_DEMO_PAY_TOKENS", "{secret", 'error parsing value for field "pay_tokens"'),
-        ("ALMONER_TOKEN_KEY", "secret", "ALMONER_DEMO_TOKEN_KEY: Value should have at least 16 items"),
-        ("ALMONER_SEAL_KEYS", "k1:secret", "ALMONER_DEMO_SEAL_KEYS: Value error, "),
+        ("ALMONER_HTTP_PORT", "70000", "ALMONER_HTTP_PORT='70000': Input should be less than or equal to 65535"),
+        ("ALMONER_DEMO_PAY_TOKENS", '{"a": 5}', "ALMONER_DEMO_PAY_TOKENS at /a: Input should be a valid string"),
+        ("ALMONER_DEMO_PAY_TOKENS", "{secret", "ALMONER_DEMO_PAY_TOKENS: is no JSON: Expecting property name"),
+        ("ALMONER_TOKEN_KEY", "secret", "ALMONER_TOKEN_KEY: Value should have at least 16 items"),
+        ("ALMONER_SEAL_KEYS", "k1:secret", "ALMONER_SEAL_KEYS: a key is not base64"),
+        (
+            "ALMONER_DEMO_PAY_LEASE_SECONDS",
+            "5",
+            "ALMONER_DEMO_PAY_LEASE_SECONDS=5.0: Should be more than 2.0 s longer than ALMONER_DEMO_PAY_TIMEOUT_SECONDS=3.0",
+        ),
+        (
+            "ALMONER_DEMO_PAY_TIMEOUT",
+            "secret",
+            "ALMONER_DEMO_PAY_TIMEOUT: There is no such setting; the nearest name is ALMONER_DEMO_PAY_TIMEOUT_SECONDS",
+        ),
     ],
 )
 def test_a_wrong_setting_ends_the_process_with_variable_and_rule(
@@ -75,9 +87,57 @@ def test_a_missing_setting_is_named(environment: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "ALMONER_DEMO_TOKEN_KEY: Field required\n"
 
 
+def test_everything_wrong_is_named_at_once(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    environment.setenv("ALMONER_DEMO_PAY_CONCURRENCY", "none")
+    environment.setenv("ALMONER_DEMO_PAY_TOKENS", "{")
+    environment.setenv("ALMONER_DEMO_PAY_TIMEOUT_SECOND", "4")
+    environment.setenv("ALMONER_LOG_LEVEL", "chatty")
+    with pytest.raises(SystemExit):
+        Settings.load()
+    named = [line.partition(":")[0].partition("=")[0] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(named) == [
+        "ALMONER_DEMO_PAY_CONCURRENCY",
+        "ALMONER_DEMO_PAY_TIMEOUT_SECOND",
+        "ALMONER_DEMO_PAY_TOKENS",
+        "ALMONER_LOG_LEVEL",
+    ]
+
+
+def test_what_kubernetes_adds_and_what_others_read_stops_nobody(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a Service called almoner-demo every pod gets these, whether it wants them or not."""
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"):
+        environment.setenv(f"ALMONER_DEMO_{name}", "x")
+    environment.setenv("ALMONER_OTHER_PAY_CONCURRENCY", "x")
+    environment.setenv("ALMONER_HOME", "/somewhere")
+    Settings.load()
+    assert capsys.readouterr().err == ""
+    environment.setenv("ALMONER_LOG_LEVL", "DEBUG")
+    Settings.load()
+    assert capsys.readouterr().err == "ALMONER_LOG_LEVL is no setting of demo and is ignored; is ALMONER_LOG_LEVEL meant?\n"
+
+
+def test_settings_describe_themselves_and_show_no_secret(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ALMONER_DEMO_PAY_TOKENS", '{"bank": "hush"}')
+    environment.setenv("ALMONER_DEMO_PAY_PASSWORD", "hush")
+    environment.setenv("ALMONER_DEMO_PAY_CONCURRENCY", "0")
+    found = Settings.described()
+    assert "hush" not in str(found)
+    assert "sixteen characters" not in str(found)
+    assert [fault.partition("=")[0] for fault in found["faults"]] == ["ALMONER_DEMO_PAY_CONCURRENCY"]
+    by_name = {one["name"]: one for one in found["settings"]}
+    assert by_name["pay_tokens"]["value"] == '{"bank": …}'
+    assert (by_name["pay_password"]["value"], by_name["pay_password"]["secret"]) == ("…", True)
+    assert (by_name["pay_concurrency"]["value"], by_name["pay_concurrency"]["rule"]) == ("0", "≥ 1")
+    assert (by_name["seal_keys"]["source"], by_name["log_level"]["source"]) == ("ALMONER_SEAL_KEYS", "default")
+    assert (by_name["pay_timeout_seconds"]["unit"], by_name["pay_timeout_seconds"]["default"]) == ("seconds", "3.0")
+
+
 def test_limits_are_read_by_the_kind_of_call() -> None:
     limits = Settings.load().limits("pay")
-    assert (limits.concurrency, limits.timeout_seconds, limits.lease_seconds) == (7, 3.0, Limits().lease_seconds)
+    assert (limits.concurrency, limits.timeout_seconds, limits.lease_seconds) == (7, 3.0, 60.0)
+    assert limits.backoff_max_seconds == Limits().backoff_max_seconds  # what the service does not let be set
 
 
 def test_kafka_settings_pass_through() -> None:

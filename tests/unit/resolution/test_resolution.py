@@ -10,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from joserfc.jwk import RSAKey
 from pydantic import ValidationError
 
 from libs.common.contracts.base import BatchHeader, Item, Mnemonic, totals
@@ -66,13 +67,86 @@ def test_reference_ids_tell_items_and_batches_apart() -> None:
     [("(", "is no regular expression"), ("^(?P<iban>.*)$", "needs a group"), (r"(?P<account_number>.)(?P<x>.)", "no part of")],
 )
 def test_a_pattern_is_checked_at_the_start(pattern: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql:///none")
-    monkeypatch.setenv("ALMONER_SEAL_KEYS", SEAL_KEYS)
-    monkeypatch.setenv("ALMONER_TOKEN_KEY", TOKEN_KEY)
-    monkeypatch.setenv("ALMONER_RESOLUTION_MAPPER_URL", "http://mapper.example")
-    monkeypatch.setenv("ALMONER_RESOLUTION_BANK_ACCOUNT_PATTERN", pattern)
+    start(monkeypatch, {"ALMONER_RESOLUTION_BANK_ACCOUNT_PATTERN": pattern})
     with pytest.raises(ValidationError, match=fault):
         Settings()
+
+
+RSA = RSAKey.generate_key(2048)
+PRIVATE, PUBLIC = (json.dumps(RSA.as_dict(private=private)) for private in (True, False))
+MAPPER = "ALMONER_RESOLUTION_MAPPER_"
+RESOLVE = "ALMONER_RESOLUTION_RESOLVE_"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({MAPPER + "API": "spar3"}, [MAPPER + "API='spar3': Input should be 'spar1' or 'spar2'"]),
+        ({MAPPER + "SIGN_KEY": PUBLIC}, [MAPPER + "SIGN_KEY: is no private key"]),
+        ({MAPPER + "SIGN_KEY": "secret"}, [MAPPER + "SIGN_KEY: is no JWK"]),
+        ({MAPPER + "ANSWER_KEY": PRIVATE}, [MAPPER + "ANSWER_KEY: is a private key, where the public one belongs"]),
+        ({MAPPER + "OAUTH_URL": "ftp://x"}, [MAPPER + "OAUTH_URL: String should match pattern '^(https?://.+)?$'"]),
+        (
+            {MAPPER + "OAUTH_URL": "http://x", MAPPER + "OAUTH_CLIENT_ID": "us"},
+            [MAPPER + "OAUTH_CLIENT_SECRET: Should not be empty where " + MAPPER + "OAUTH_URL is set"],
+        ),
+        (
+            {MAPPER + "SIGN_KEY": PRIVATE, MAPPER + "KEYMANAGER_URL": "http://k"},
+            [f"{MAPPER}SIGN_KEY and {MAPPER}KEYMANAGER_URL: Only one of them can sign"],
+        ),
+        (
+            {RESOLVE + "CALLS_PER_SECOND": "0.1"},
+            [RESOLVE + "CALLS_PER_SECOND=0.1: Should let 4 requests", "within 38 s"],
+        ),
+        (
+            {RESOLVE + "CALLS_PER_SECOND": "1", RESOLVE + "MAX_ITEMS": "90"},
+            [RESOLVE + "CALLS_PER_SECOND=1.0: Should let 48 requests"],
+        ),
+        ({RESOLVE + "BREAKER_FAILURES": "-1"}, [RESOLVE + "BREAKER_FAILURES='-1': Input should be greater than or equal to 0"]),
+        ({RESOLVE + "BREAKER_SECONDS": "0"}, [RESOLVE + "BREAKER_SECONDS='0': Input should be greater than 0"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_value_and_rule(
+    given: dict[str, str], said: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(monkeypatch, given)
+    with pytest.raises(SystemExit) as caught:
+        Settings.load()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    for part in said:
+        assert part in error
+    assert RSA.as_dict(private=True)["n"] not in error  # type: ignore[operator]
+    assert "secret" not in error
+
+
+def test_what_is_configured_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    start(
+        monkeypatch,
+        {
+            MAPPER + "API": "spar2",
+            MAPPER + "SIGN_KEY": PRIVATE,
+            MAPPER + "ANSWER_KEY": PUBLIC,
+            RESOLVE + "CALLS_PER_SECOND": "2.5",
+            RESOLVE + "BREAKER_FAILURES": "7",
+            RESOLVE + "BREAKER_SECONDS": "9",
+        },
+    )
+    settings = Settings.load()
+    limits = settings.limits("resolve")
+    assert (limits.calls_per_second, limits.breaker_failures, limits.breaker_seconds) == (2.5, 7, 9)
+    assert all(field.description for name, field in Settings.model_fields.items() if name.startswith(("mapper", "resolve")))
+
+
+def start(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    needed = {
+        "DATABASE_URL": "postgresql:///none",
+        "ALMONER_SEAL_KEYS": SEAL_KEYS,
+        "ALMONER_TOKEN_KEY": TOKEN_KEY,
+        MAPPER + "URL": "http://mapper.example",
+    }
+    for name, value in {**needed, **given}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("structured", [False, True])

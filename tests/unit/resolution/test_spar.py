@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.workqueue import MaybeDone, NotSent
+from services.resolution import jws
 from services.resolution.adapters.spar import Spar
+from services.resolution.adapters.spar2 import Spar2
 from services.resolution.config import Settings
 from services.resolution.domain import Hold, Reply
 
@@ -21,7 +23,40 @@ PATTERNS = {
     "MOBILE_WALLET": Settings.model_fields["mobile_wallet_pattern"].default,
     "EMAIL_WALLET": Settings.model_fields["email_wallet_pattern"].default,
 }
-SPAR = Spar("http://mapper.example", PATTERNS, sender_id="almoner", sender_uri="", receiver_id="", max_items=1000)
+SPAR = Spar("http://mapper.example", PATTERNS, sender_id="almoner", sender_uri="http://a.example", receiver_id="s", max_items=9)
+SPAR2 = Spar2("http://mapper.example", {}, sender_id="almoner", sender_uri="http://a.example", receiver_id="s", max_items=9)
+
+# What each code means, in both versions of the API: of one person, and of a whole request.
+HELD = {
+    "rjct.reference_id.invalid": "ASKED_WRONGLY",
+    "rjct.reference_id.duplicate": "ASKED_WRONGLY",
+    "rjct.timestamp.invalid": "ASKED_WRONGLY",
+    "rjct.resolve_type.not_supported": "ASKED_WRONGLY",
+    "rjct.id.invalid": "REFUSED",
+    "rjct.fa.invalid": "REFUSED",
+    "succ.fa.inactive": "INACTIVE",
+    "succ.id.inactive": "INACTIVE",
+    "succ.fa.not_found": "NOT_LINKED",
+    "succ.fa.not_linked_to_id": "NOT_LINKED",
+    "succ.id.not_found": "NOT_FOUND",
+    "succ.something.new": "UNKNOWN_CODE",
+    "rjct.something.new": "REFUSED",
+}
+ACTIVE = ["succ.fa.active", "succ.id.active", "", None]
+REFUSED = {  # the whole request: whether an operator must act before it is sent again
+    "rjct.version.invalid": True,
+    "rjct.action.invalid": True,
+    "rjct.action.not_supported": True,
+    "rjct.total_count.invalid": True,
+    "rjct.total_count.limit_exceeded": True,
+    "rjct.jwt.invalid": True,
+    "rjct.request.validation": True,
+    "rjct.message_id.duplicate": False,
+    "rjct.message_ts.invalid": False,
+    "rjct.errors.too_many": False,
+    "rjct.internal.error": False,
+    "rjct.something.new": False,
+}
 
 
 def response(reference: Any, fa: Any = BANK, code: Any = "succ.id.active", status: Any = "succ", **more: Any) -> dict[str, Any]:
@@ -35,6 +70,21 @@ def answer(*responses: Any, status: Any = "succ", message_id: Any = "M", **heade
             "message": {"transaction_id": "T", "resolve_response": list(responses)},
         }
     ).encode()
+
+
+def answer2(*responses: Any, status: Any = "SUCCESS", request_id: Any = "M", code: Any = None) -> bytes:
+    header = {"request_id": request_id, "response_status": status, "response_error_code": code}
+    payload = {"transaction_id": "T", "correlation_id": None, "resolve_response": list(responses)}
+    return json.dumps({"response_header": header, "response_body": {"response_payload": payload}}).encode()
+
+
+def object_of(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"fa_type": kind, "strategy_id": 3, **fields}
+
+
+BANK2 = object_of("BANK", account_number="111", bank_name="Ex", bank_code="EXB", branch_name="One", branch_code="B1")
+MOBILE2 = object_of("MOBILE_WALLET", mobile_number="+22177", wallet_provider_name="Wave", wallet_provider_code="WV")
+EMAIL2 = object_of("EMAIL_WALLET", email_address="c@d.example", wallet_provider_name="Pay", wallet_provider_code="PP")
 
 
 def read(content: bytes) -> dict[str, Reply] | NotSent | MaybeDone:
@@ -164,6 +214,98 @@ def test_who_has_no_address_is_held_with_a_reason(one: dict[str, Any], reason: s
     assert only(one) == Hold(reason, message)
 
 
+def outcome(spar: Spar, fa: Any, code: Any, status: str) -> Reply:
+    one = response("a", fa, code, status)
+    replies = spar.read(answer2(one) if isinstance(spar, Spar2) else answer(one), "M", {"a"})
+    assert isinstance(replies, dict)
+    return replies["a"]
+
+
+@pytest.mark.parametrize("code", HELD)
+@pytest.mark.parametrize(("spar", "fa"), [(SPAR, BANK), (SPAR2, BANK2)])
+def test_each_code_of_a_person_without_address_is_a_reason(spar: Spar, fa: Any, code: str) -> None:
+    """Even where an address stands beside it."""
+    assert outcome(spar, fa, code, code.partition(".")[0]) == Hold(HELD[code], code)
+
+
+@pytest.mark.parametrize("code", ACTIVE)
+@pytest.mark.parametrize(("spar", "fa"), [(SPAR, BANK), (SPAR2, BANK2)])
+def test_each_code_of_a_good_address_gives_it(spar: Spar, fa: Any, code: str | None) -> None:
+    reply = outcome(spar, fa, code, "succ")
+    assert isinstance(reply, dict)
+    assert (reply["fa_type"], reply["account_number"]) == ("BANK_ACCOUNT", "111")
+    assert outcome(spar, None, code, "succ") == Hold("NOT_LINKED", code or "")
+    assert outcome(spar, fa, code, "rjct") == Hold("REFUSED", code or "")
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_each_code_of_a_whole_request_is_an_error_about_nobody(code: str) -> None:
+    expected = NotSent("MAPPER_REFUSED", code, final=REFUSED[code])
+    assert SPAR.read(answer(status="rjct", status_reason_code=code), "M", {"a"}) == expected
+    assert SPAR2.read(answer2(status="ERROR", code=code), "M", {"a"}) == expected
+
+
+@pytest.mark.parametrize("code", [None, 7, ["x"], "Mr Diop, +221 77", ""])
+def test_a_refusal_without_a_proper_code_is_tried_again(code: Any) -> None:
+    assert SPAR.read(answer(status="rjct", status_reason_code=code), "M", {"a"}) == NotSent("MAPPER_REFUSED", "")
+    assert SPAR2.read(answer2(status="ERROR", code=code), "M", {"a"}) == NotSent("MAPPER_REFUSED", "")
+
+
+@pytest.mark.parametrize(
+    ("fa", "address"),
+    [
+        (BANK2, {"fa_type": "BANK_ACCOUNT", "account_number": "111", "branch_code": "B1", "bank_code": "EXB"}),
+        (
+            {**BANK2, "fa_type": "BANK_ACCOUNT", "branch_code": None},
+            {"fa_type": "BANK_ACCOUNT", "account_number": "111", "bank_code": "EXB"},
+        ),
+        (
+            MOBILE2,
+            {
+                "fa_type": "MOBILE_WALLET",
+                "mobile_number": "+22177",
+                "wallet_provider_name": "Wave",
+                "wallet_provider_code": "WV",
+            },
+        ),
+        (
+            EMAIL2,
+            {
+                "fa_type": "EMAIL_WALLET",
+                "email_address": "c@d.example",
+                "wallet_provider_name": "Pay",
+                "wallet_provider_code": "PP",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_an_address_of_spar_2_is_an_object(fa: dict[str, Any], address: dict[str, str]) -> None:
+    assert outcome(SPAR2, fa, "succ.id.active", "succ") == address
+
+
+@pytest.mark.parametrize(
+    "fa",
+    [
+        BANK,
+        [BANK2],
+        {"strategy_id": 3},
+        {**BANK2, "fa_type": "CHEQUE"},
+        {**BANK2, "fa_type": ["BANK"]},
+        {**BANK2, "account_number": ""},
+        {**BANK2, "account_number": 111},
+        {**BANK2, "account_number": "1" * 600},
+        {**BANK2, "branch_code": "1\n1"},
+        {**MOBILE2, "mobile_number": None},
+        {**EMAIL2, "fa_type": "MOBILE_WALLET"},
+    ],
+)
+def test_an_object_which_is_no_address_holds_its_person(fa: Any) -> None:
+    reply = outcome(SPAR2, fa, "succ.id.active", "succ")
+    assert isinstance(reply, Hold)
+    assert reply.reason == "ADDRESS_UNREADABLE"
+    assert "111" not in reply.message
+
+
 def test_answers_are_matched_by_reference_id_and_a_doubled_one_is_none() -> None:
     replies = read(answer(response("b", MOBILE), response("z"), response(None), response(["a"]), response("a"), response("a")))
     assert isinstance(replies, dict)
@@ -177,6 +319,22 @@ def test_answers_are_matched_by_reference_id_and_a_doubled_one_is_none() -> None
 def test_a_refusal_of_the_whole_message_is_no_answer_about_anybody() -> None:
     refused = read(answer(status="rjct", status_reason_code="rjct.message_id.duplicate"))
     assert refused == NotSent("MAPPER_REFUSED", "rjct.message_id.duplicate")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        answer(response("a")),
+        answer2(response("a", BANK2), status="PENDING"),
+        answer2(response("a", BANK2), request_id="another"),
+        answer2(7),
+        b'{"response_header": {"response_status": "SUCCESS", "request_id": "M"}, "response_body": []}',
+        b'{"response_header": [], "response_body": {}}',
+    ],
+)
+def test_nonsense_of_spar_2_is_asked_again(content: bytes) -> None:
+    assert isinstance(SPAR2.read(content, "M", {"a", "b"}), MaybeDone)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +379,11 @@ def test_no_answer_breaks_the_parser(header: Any, message: Any, items: list[Any]
         {"header": header, "message": message},
         {"header": header, "message": {"resolve_response": items}},
         {"header": {"status": "succ"}, "message": {"resolve_response": items}},
+        {"response_header": header, "response_body": message},
+        {"response_header": {"response_status": "SUCCESS"}, "response_body": {"response_payload": {"resolve_response": items}}},
     ):
-        replies = read(json.dumps(body).encode())
+        spar = SPAR2 if "response_header" in body else SPAR
+        replies = spar.read(json.dumps(body).encode(), "M", {"a", "b"})
         assert isinstance(replies, dict | NotSent | MaybeDone)
         if isinstance(replies, dict):
             assert replies.keys() <= {"a", "b"}
@@ -232,10 +393,39 @@ def test_no_answer_breaks_the_parser(header: Any, message: Any, items: list[Any]
 
 def test_a_request_carries_one_item_per_payment() -> None:
     body = json.loads(SPAR.request("M", "T", [("r-0", "P-1"), ("r-1", "P-1")]))
-    assert body["header"]["total_count"] == 2
-    assert body["header"]["message_id"] == "M"
+    header = body["header"]
+    assert header == {
+        "version": "1.0.0", "message_id": "M", "message_ts": header["message_ts"], "action": "resolve", "sender_id": "almoner",
+        "sender_uri": "http://a.example", "receiver_id": "s", "total_count": 2, "is_msg_encrypted": False, "meta": {},
+    }  # fmt: skip
+    assert body["signature"] == ""
     assert body["message"]["transaction_id"] == "T"
     assert [(item["reference_id"], item["id"], item["scope"]) for item in body["message"]["resolve_request"]] == [
         ("r-0", "P-1", "details"),
         ("r-1", "P-1", "details"),
     ]
+
+
+def test_a_request_of_spar_2_carries_one_item_per_payment() -> None:
+    body = json.loads(SPAR2.request("M", "T", [("r-0", "P-1"), ("r-1", "P-1")]))
+    header = body["request_header"]
+    assert header == {
+        "sender_app_mnemonic": "almoner", "sender_app_url": "http://a.example", "request_id": "M",
+        "request_timestamp": header["request_timestamp"], "instance_id": "s",
+    }  # fmt: skip
+    payload = body["request_body"]["request_payload"]
+    assert body["request_body"].keys() == {"pagination_request", "request_payload"}
+    assert body["request_body"]["pagination_request"] is None
+    assert payload["transaction_id"] == "T"
+    assert [(item["reference_id"], item["id"], item["scope"], item["fa"]) for item in payload["resolve_request"]] == [
+        ("r-0", "P-1", "details", ""),
+        ("r-1", "P-1", "details", ""),
+    ]
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=3), st.text(), st.text())
+@pytest.mark.parametrize("kind", [Spar, Spar2])
+def test_a_request_is_written_as_it_is_signed(kind: type[Spar], people: list[tuple[str, str]], sender: str, uri: str) -> None:
+    spar = kind("http://mapper.example", {}, sender_id=sender, sender_uri=uri, receiver_id="\u00e9", max_items=1)
+    body = spar.request("M", "T", people)
+    assert body == jws.canonical(json.loads(body))
