@@ -1,7 +1,7 @@
 """Cutting: the decision on what was staged for one envelope, under its exclusive lock, and the batches that come of it."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +19,18 @@ from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
 from services.ingestion import answers, store
 from services.ingestion.config import Settings
-from services.ingestion.domain import BATCH_ITEMS, ENDED, Book, Chunk, Fault, Row, Verdict, already_cancelled, envelope_unknown
+from services.ingestion.domain import (
+    BATCH_ITEMS,
+    ENDED,
+    Amendment,
+    Book,
+    Chunk,
+    Fault,
+    Row,
+    Verdict,
+    already_cancelled,
+    envelope_unknown,
+)
 
 CUT = "cut"
 EXPIRE_PARKED = "expire-parked"
@@ -150,12 +161,14 @@ class _Run:
         self._staged = staged
         self.cause = Cause(cause.id, str(envelope.id), cause.traceparent)
         self._book = Book(
+            envelope.beneficiaries,
             envelope.declared,
             envelope.declared_minor,
             envelope.received,
             envelope.received_minor,
             envelope.state,
             envelope.header.schedule_date,
+            settings.schedule_max_days,
             settings.duplicate_beneficiary == "refuse",
         )
         self.rows: list[Row] = []  # taken
@@ -163,6 +176,7 @@ class _Run:
         self.answers: list[Outgoing] = []
         self.decided: list[store.Decided] = []
         self.opened = False
+        self._amended = False
         self.closing: Any = None  # makes the event that closes the envelope, once all is cut
         self._cancels: list[tuple[str, str, list[str]]] = []
 
@@ -181,6 +195,9 @@ class _Run:
                         accepted.append(verdict)
                 continue
             request_id = content["submissions"][0][0]
+            if kind == "amend_envelope":
+                self._amend(request_id, content)
+                continue
             if book.state in ENDED:
                 self._reject(request_id, [already_cancelled()])
                 continue
@@ -196,6 +213,33 @@ class _Run:
                 self._accept([(verdict.submission, verdict.items)], verdict.warnings)
         self._store()
 
+    def _amend(self, request_id: str, content: dict[str, Any]) -> None:
+        book, envelope = self._book, self.envelope
+        day = content["change"]["schedule_date"]
+        change = Amendment(**{**content["change"], "schedule_date": date.fromisoformat(day) if day else None})
+        before = (book.beneficiaries, book.declared, book.declared_minor, book.schedule_date)
+        faults = book.amend(change, _received_on(content["submissions"][0][1], envelope.header.time_zone))
+        if faults:
+            self._reject(request_id, faults)
+            return
+        self._accept([(request_id, 0)])
+        if (book.beneficiaries, book.declared, book.declared_minor, book.schedule_date) == before:
+            return
+        self._amended = True
+        envelope.header = envelope.header.model_copy(
+            update={"revision": envelope.header.revision + 1, "schedule_date": book.schedule_date}
+        )
+        fact = c.EnvelopeAmended(
+            header=envelope.header,
+            request_id=request_id,
+            reason=content["reason"],
+            beneficiaries=book.beneficiaries,
+            declared=book.declared,
+            declared_minor=book.declared_minor,
+        )
+        cause = Cause(request_id, self.cause.correlation_id, self.cause.traceparent)
+        self.facts.append(outgoing(fact, envelope.id, cause, envelope.id, request_id))
+
     def _ask_what_is_there(self) -> None:
         rows = [row for kind, content in self._staged if kind == "disbursements" for row in content["rows"]]
         if rows and self.envelope.received:
@@ -206,6 +250,10 @@ class _Run:
         envelope, book = self.envelope, self._book
         if self.rows:
             store.add_disbursements(self._tx, envelope.number, self.rows, envelope.batches + 1, envelope.open)
+        if self._amended:
+            envelope.beneficiaries = book.beneficiaries
+            envelope.declared, envelope.declared_minor = book.declared, book.declared_minor
+            store.amend_envelope(self._tx, envelope)
         envelope.received, envelope.received_minor = book.received, book.received_minor
         if book.state == "RECEIVING" and book.complete:
             book.state = "COMPLETED"
@@ -273,9 +321,12 @@ def _numbered(batches: int, rows: int) -> Iterator[tuple[int, int]]:
 def _chunks(content: dict[str, Any], time_zone: str) -> Iterator[Chunk]:
     start = 0
     for submission_id, received_at, count in content["submissions"]:
-        received_on = local_date(datetime.fromtimestamp(received_at, UTC), time_zone)
-        yield Chunk(submission_id, received_on, content["rows"][start : start + count])
+        yield Chunk(submission_id, _received_on(received_at, time_zone), content["rows"][start : start + count])
         start += count
+
+
+def _received_on(received_at: float, time_zone: str) -> date:
+    return local_date(datetime.fromtimestamp(received_at, UTC), time_zone)
 
 
 def _completed(cause: Cause) -> Any:

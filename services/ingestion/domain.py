@@ -1,8 +1,8 @@
 """Ingestion's rules: what an envelope must say, what may be added to it, when a batch is cut. Pure, no I/O."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, Literal, NamedTuple
 
 from libs.common.clock import known_time_zone
@@ -42,6 +42,10 @@ FIELD_CODES = {
 }
 
 
+# What an amendment may change, by the name that the publisher gives it.
+AMENDABLE = ("number_of_beneficiaries", "number_of_disbursements", "total_minor", "schedule_date")
+
+
 class Fault(NamedTuple):
     """What is wrong with a submission. `pointer` is a JSON pointer into its data; `message` says what to do."""
 
@@ -58,7 +62,28 @@ def field_code(loc: Sequence[str | int]) -> str:
     return "INVALID_DATA"
 
 
-def envelope_faults(fields: Mapping[str, Any], default_time_zone: str, today: Callable[[str], date]) -> list[Fault]:
+@dataclass(frozen=True, slots=True)
+class Publishers:
+    """Who may publish for which programmes. `open`: whoever is not listed may publish for all of them."""
+
+    listed: Mapping[str, Collection[str]]
+    open: bool
+
+    def refusal(self, source: str, programme: str | None = None, pointer: str = "") -> Fault | None:
+        """Why nothing is taken of a source, or of its programme where one is named."""
+        programmes = self.listed.get(source)
+        if programmes is None:
+            text = f"{source} is not listed as a publisher; ask Almoner's operators to list it, then send this again"
+            return None if self.open else Fault("INVALID_SOURCE", "", text)
+        if programme is None or "*" in programmes or programme in programmes:
+            return None
+        text = f"{source} may not publish for this programme; ask Almoner's operators to allow it, then send this again"
+        return Fault("INVALID_SOURCE", pointer, text)
+
+
+def envelope_faults(
+    fields: Mapping[str, Any], default_time_zone: str, today: Callable[[str], date], days_ahead: int
+) -> list[Fault]:
     """What the shape of an envelope's fields does not tell. Looks only at fields of the right shape, so that it can say
     all faults at once with those of the shape. `today` is the date in a time zone when the envelope was received."""
     faults: list[Fault] = []
@@ -71,39 +96,57 @@ def envelope_faults(fields: Mapping[str, Any], default_time_zone: str, today: Ca
         try:
             scale(currency)
         except MoneyError as error:
-            faults.append(Fault("INVALID_CURRENCY", "/currency", str(error)))
+            faults.append(Fault("INVALID_CURRENCY", "/currency", f"{error}; send one, such as KES"))
     people, declared, total = (
         value if type(value) is int and value > 0 else None
         for value in map(fields.get, ("number_of_beneficiaries", "number_of_disbursements", "total_minor"))
     )
+    faults += _count_faults(people, declared, total)
+    return faults + _date_faults(fields, default_time_zone, today, days_ahead)
+
+
+def _count_faults(people: int | None, declared: int | None, total: int | None) -> list[Fault]:
+    """Counts that can never be met, whatever comes."""
+    faults = []
     if people and declared and people > declared:
-        text = f"{people} beneficiaries can't be paid by {declared} disbursements"
+        text = f"{people} beneficiaries can't be paid by {declared} disbursements; send fewer of the one or more of the other"
         faults.append(Fault("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries", text))
     if declared and total and total < declared:
-        text = f"{declared} disbursements of at least 1 minor unit are more than {total}"
+        text = f"{declared} disbursements of at least 1 minor unit are more than {total}; send the total in minor units"
         faults.append(Fault("INVALID_DISBURSEMENT_QUANTITY", "/total_minor", text))
-    return faults + _date_faults(fields, default_time_zone, today)
+    return faults
 
 
-def _date_faults(fields: Mapping[str, Any], default_time_zone: str, today: Callable[[str], date]) -> list[Fault]:
+def _date_faults(
+    fields: Mapping[str, Any], default_time_zone: str, today: Callable[[str], date], days_ahead: int
+) -> list[Fault]:
     zone = fields.get("time_zone", default_time_zone)
     if not isinstance(zone, str) or len(zone) > 64:
         return []
     if not known_time_zone(zone):
-        return [Fault("INVALID_TIME_ZONE", "/time_zone", "not a time zone of the IANA database, such as Africa/Kampala")]
+        text = "not a time zone of the IANA database; send one, such as Africa/Kampala"
+        return [Fault("INVALID_TIME_ZONE", "/time_zone", text)]
     day = fields.get("schedule_date")
     if isinstance(day, str):
         try:
             day = date.fromisoformat(day)
         except ValueError:
             return []
-    if isinstance(day, date) and day < (now := today(zone)):
-        text = f"{day} has passed in {zone} (there it was {now}); send today's date or a later one"
-        return [Fault("INVALID_DISBURSEMENT_SCHEDULE_DATE", "/schedule_date", text)]
-    return []
+    return _day_faults(day, today(zone), days_ahead) if isinstance(day, date) else []
 
 
-# --- Adding to an envelope --------------------------------------------------------------------------------------------
+def _day_faults(day: date | None, now: date, days_ahead: int) -> list[Fault]:
+    text = ""
+    if day is None:
+        return []
+    if day < now:
+        text = f"{day} has passed (there it was {now}); send today's date or a later one"
+    elif (day - now).days > days_ahead:
+        text = f"{day} is more than {days_ahead} days ahead; send {now + timedelta(days_ahead)} or an earlier date"
+    return [Fault("INVALID_DISBURSEMENT_SCHEDULE_DATE", "/schedule_date", text)] if text else []
+
+
+# --- Adding to an envelope, and amending it ---------------------------------------------------------------------------
 
 Row = Sequence[Any]  # disbursement id, beneficiary id, amount in minor units, name, narrative
 
@@ -114,6 +157,18 @@ class Chunk(NamedTuple):
     submission: str
     received_on: date
     rows: Sequence[Row]
+
+
+class Amendment(NamedTuple):
+    """What is to be declared instead, under the publisher's names; None stays as it is."""
+
+    number_of_beneficiaries: int | None = None
+    number_of_disbursements: int | None = None
+    total_minor: int | None = None
+    schedule_date: date | None = None
+
+    def pointers(self) -> list[str]:
+        return [f"/{name}" for name, value in zip(AMENDABLE, self, strict=True) if value is not None]
 
 
 class Verdict(NamedTuple):
@@ -129,12 +184,14 @@ class Book:
 
     `ids` and `people` are those already there, as far as the submissions ask about them."""
 
+    beneficiaries: int  # declared
     declared: int
     declared_minor: int
     received: int
     received_minor: int
     state: State
     schedule_date: date
+    days_ahead: int  # which a date may be
     refuse_same_person: bool
     ids: set[str] = field(default_factory=set)
     people: set[str] = field(default_factory=set)
@@ -156,6 +213,16 @@ class Book:
             self.people.update(people)
         return Verdict(chunk.submission, count, faults[:MAX_FAULTS], [] if faults else warnings)
 
+    def amend(self, change: Amendment, received_on: date) -> list[Fault]:
+        """All of an amendment is taken, or nothing of it."""
+        faults = self._amendment_faults(change, received_on)
+        if not faults:
+            self.beneficiaries = change.number_of_beneficiaries or self.beneficiaries
+            self.declared = change.number_of_disbursements or self.declared
+            self.declared_minor = change.total_minor or self.declared_minor
+            self.schedule_date = change.schedule_date or self.schedule_date
+        return faults
+
     @property
     def complete(self) -> bool:
         return self.received == self.declared and self.received_minor == self.declared_minor
@@ -168,12 +235,39 @@ class Book:
             return [Fault("DISBURSEMENT_ENVELOPE_DATE_PASSED", "", text)]
         faults = []
         if self.received + count > self.declared:
-            text = f"{self.declared} are declared and {self.received} are there; {count} more are too many"
+            text = f"{self.declared} are declared and {self.received} are there; {count} more are too many; amend it first"
             faults.append(Fault("NO_OF_DISBURSEMENTS_EXCEEDS_DECLARED", "/count", text))
         if self.received_minor + total > self.declared_minor:
-            text = f"{self.declared_minor} is declared and {self.received_minor} is there; {total} more is too much"
+            text = f"{self.declared_minor} is declared and {self.received_minor} is there; {total} more is too much; amend it first"
             faults.append(Fault("TOTAL_DISBURSEMENT_QUANTITY_EXCEEDS_DECLARED", "/total_minor", text))
         return faults
+
+    def _amendment_faults(self, change: Amendment, received_on: date) -> list[Fault]:
+        if self.state in ENDED:
+            return [already_cancelled()]
+        if received_on >= self.schedule_date:
+            text = f"the envelope's date, {self.schedule_date}, has come; cancel what must not be paid and submit a new one"
+            return [Fault("DISBURSEMENT_ENVELOPE_DATE_PASSED", "", text)]
+        if self.state != "RECEIVING":
+            text = (
+                "all that was declared has come, nothing of it changes any more; submit what is still to come as a new envelope"
+            )
+            return [Fault("DISBURSEMENT_ENVELOPE_COMPLETE", pointer, text) for pointer in change.pointers()]
+        return self._amended_counts(change) + _day_faults(change.schedule_date, received_on, self.days_ahead)
+
+    def _amended_counts(self, change: Amendment) -> list[Fault]:
+        people = change.number_of_beneficiaries or self.beneficiaries
+        declared = change.number_of_disbursements or self.declared
+        total = change.total_minor or self.declared_minor
+        left, left_minor = declared - self.received, total - self.received_minor
+        faults = []
+        if left < 0:
+            text = f"{self.received} are there already; declare at least as many"
+            faults.append(Fault("INVALID_NO_OF_DISBURSEMENTS", "/number_of_disbursements", text))
+        if left_minor < max(left, 0) or (left == 0 and left_minor > 0):  # less than is there, or what could never come true
+            text = f"{self.received_minor} is there already and {max(left, 0)} more are to come: declare a total that fits"
+            faults.append(Fault("INVALID_DISBURSEMENT_QUANTITY", "/total_minor", text))
+        return faults or _count_faults(people, declared, total)
 
     def _repeated_ids(self, ids: Sequence[str]) -> list[Fault]:
         if self.ids.isdisjoint(ids) and len(set(ids)) == len(ids):
@@ -202,9 +296,12 @@ def _repeats(values: Sequence[str], before: set[str]) -> Iterator[int]:
 
 
 def already_cancelled() -> Fault:
-    return Fault(
-        "DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "", "its cancellation was asked for; nothing of it changes any more"
-    )
+    text = "its cancellation was asked for, nothing of it changes any more; submit a new envelope"
+    return Fault("DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "", text)
+
+
+def nothing_amended() -> Fault:
+    return Fault("INVALID_AMENDMENT", "", f"it changes nothing; send at least one of {', '.join(AMENDABLE)}")
 
 
 def envelope_unknown() -> Fault:

@@ -20,12 +20,13 @@ from libs.common.contracts.registry import TOPIC_BY_NAME
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, RawMessage
 from libs.common.jobs import make_due
+from libs.common.log import get
 from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
 from services.ingestion import answers, store
 from services.ingestion.config import Settings
 from services.ingestion.cutting import CUT, SEAL_STAGED
-from services.ingestion.domain import BATCH_ITEMS, Fault, envelope_unknown
+from services.ingestion.domain import AMENDABLE, BATCH_ITEMS, Fault, Publishers, envelope_unknown
 from services.ingestion.reading import Reader, Submission
 from services.ingestion.statements import Incoming, Statements
 
@@ -33,9 +34,12 @@ SERVICE = "ingestion"
 _KINDS: Mapping[type, str] = {
     c.DisbursementsAdded: "disbursements",
     c.DisbursementsCancellationRequested: "cancel_disbursements",
+    c.EnvelopeAmendmentRequested: "amend_envelope",
     c.EnvelopeCancellationRequested: "cancel_envelope",
 }
 _ASKING = {*_KINDS, c.EnvelopeStatusRequested}  # these need to know the envelope as it stands
+
+_log = get("doors")
 
 
 class Doors:
@@ -47,15 +51,17 @@ class Doors:
         self._outbox = outbox
         self._statements = statements
         self._clock = clock
-        self._reader = Reader(settings.time_zone)
+        self._publishers = Publishers(settings.publishing(), settings.mode == "open")
+        self._reader = Reader(self._publishers, settings.time_zone, settings.schedule_max_days)
 
     def receive(self, tx: Tx, messages: Sequence[RawMessage]) -> None:
         """Record every submission, answer what can be answered at once, stage the rest. A constant number of statements."""
         now = self._clock()
         models = {model.TYPE: model for model in TOPIC_BY_NAME[messages[0].topic].types}
         submissions = [self._reader.read(message, models, now) for message in messages]
-        out = [answers.rejected(submission) for submission in submissions if not submission.named]
-        named = [submission for submission in submissions if submission.named]
+        # Not recorded: what nobody may publish must not fill our tables, and is judged anew once it has been allowed.
+        out = [answers.rejected(s) for s in submissions if not (s.named and s.allowed)]
+        named = [s for s in submissions if s.named and s.allowed]
         # Before any row is touched: a job that decides on these envelopes is waited for here, with empty hands.
         envelope_ids = {s.envelope_id for s in named if s.envelope_id and not s.faults}
         if envelope_ids:
@@ -66,6 +72,13 @@ class Doors:
         decided: list[store.Decided] = []
         out += self._envelopes(tx, [s for s in good if isinstance(s.data, c.EnvelopeSubmitted)], decided)
         known = store.envelopes(tx, envelope_ids) if any(type(s.data) in _ASKING for s in named) else {}
+        good, refused = self._allowed(good, known)
+        faults = {submission.key: submission.faults for submission in refused}
+        store.forget(tx, faults)
+        refused += [replace(s, faults=faults[s.key]) for s in again if s.key in faults]  # repeated in the same poll
+        again = [s for s in again if s.key not in faults]
+        out += [answers.rejected(submission) for submission in refused]
+        _warn_of([*(s for s in submissions if not s.allowed), *refused])
         out += self._stage(tx, [s for s in good if type(s.data) in _KINDS], known, decided)
         out += self._statuses([s for s in good if isinstance(s.data, c.EnvelopeStatusRequested)], known, decided)
         out += self._statement_files(tx, [s for s in good if isinstance(s.data, c.StatementSubmitted)], decided)
@@ -79,7 +92,27 @@ class Doors:
         recorded = store.seen(tx, {submission.key for submission in again})
         questions = [s for s in again if recorded[s.key].outcome == "answered" and bytes(recorded[s.key].digest) == s.digest]
         repeats = [answers.repeated(s, recorded[s.key]) for s in again if s not in questions]
-        return [answer for answer in repeats if answer is not None] + self._statuses(questions, known, [])
+        questions, refused = self._allowed(questions, known)
+        out = [answer for answer in repeats if answer is not None] + [answers.rejected(one) for one in refused]
+        return out + self._statuses(questions, known, [])
+
+    def _allowed(
+        self, submissions: Sequence[Submission], known: Mapping[UUID, store.Envelope]
+    ) -> tuple[list[Submission], list[Submission]]:
+        """Those about envelopes whose programmes are still their source's, and the others, with their fault."""
+        allowed: list[Submission] = []
+        refused: list[Submission] = []
+        for submission in submissions:
+            envelope = (
+                known.get(submission.envelope_id) if submission.envelope_id and type(submission.data) in _ASKING else None
+            )
+            programme = envelope.header.programme.id if envelope else None
+            fault = self._publishers.refusal(submission.source, programme, "/envelope_id")
+            if fault is None:
+                allowed.append(submission)
+            else:
+                refused.append(replace(submission, faults=[fault]))
+        return allowed, refused
 
     def _record(self, tx: Tx, named: Sequence[Submission]) -> tuple[list[Submission], list[Submission]]:
         """Those seen for the first time, and those that came before (perhaps a moment ago, in the same poll)."""
@@ -111,11 +144,12 @@ class Doors:
     def _envelopes(self, tx: Tx, submissions: Sequence[Submission], decided: list[store.Decided]) -> list[Outgoing]:
         if not submissions:
             return []
-        firsts: dict[UUID, tuple[EnvelopeHeader, bytes, int, int]] = {}
+        firsts: dict[UUID, tuple[EnvelopeHeader, bytes, int, int, int]] = {}
         for submission in submissions:
             header, digest = self._header(submission)
             data: c.EnvelopeSubmitted = submission.data  # type: ignore[assignment]
-            firsts.setdefault(header.envelope_id, (header, digest, data.number_of_disbursements, data.total_minor))
+            declared = (data.number_of_beneficiaries, data.number_of_disbursements, data.total_minor)
+            firsts.setdefault(header.envelope_id, (header, digest, *declared))
         added = store.add_envelopes(tx, list(firsts.values()))
         stored = store.envelopes(tx, firsts)
         out: list[Outgoing] = []
@@ -228,11 +262,13 @@ class Doors:
     def _sealed_request(self, submission: Submission, parked: bool) -> store.Staged:
         data: Any = submission.data
         ids = list(dict.fromkeys(getattr(data, "disbursement_ids", [])))
-        content = {
+        content: dict[str, Any] = {
             "submissions": [[submission.id, submission.received_at.timestamp(), len(ids)]],
             "ids": ids,
             "reason": data.reason,
         }
+        if isinstance(data, c.EnvelopeAmendmentRequested):
+            content["change"] = data.model_dump(mode="json", include=set(AMENDABLE))
         return self._seal(submission, _KINDS[type(data)], max(1, len(ids)), parked, content)
 
     def _seal(self, first: Submission, kind: str, items: int, parked: bool, content: Mapping[str, Any]) -> store.Staged:
@@ -272,6 +308,7 @@ class Doors:
                 received_minor=envelope.received_minor,
                 batches=envelope.batches,
                 funds=envelope.funds,
+                settlement=envelope.settlement,
             )
             cause = Cause(question.id, str(envelope.id), question.traceparent)
             place = (question.message.topic, question.message.partition, question.message.offset)
@@ -292,11 +329,19 @@ class Doors:
                 out.append(answers.rejected(replace(submission, faults=found)))
                 decided.append(store.Decided(*submission.key, "rejected", answers.errors_json(answers.faults(found))))
                 continue
-            answer = c.SubmissionAccepted(submission_ids=[submission.id], outcome="stored")
+            told = answers.faults(file.warnings)
+            answer = c.SubmissionAccepted(submission_ids=[submission.id], outcome="stored", warnings=told)
             cause = Cause(submission.id, None, submission.traceparent)
             out.append(outgoing(answer, submission.message.topic, cause, *submission.key))
-            decided.append(store.Decided(*submission.key, "stored", "{}"))
+            again = store.answer_json({"warnings": [fault.model_dump() for fault in told]} if told else {})
+            decided.append(store.Decided(*submission.key, "stored", again))
         return out
+
+
+def _warn_of(refused: Sequence[Submission]) -> None:
+    if refused:
+        sources = sorted({submission.source for submission in refused})
+        _log.warning("not allowed to publish", submissions=len(refused), sources=sources[:10])
 
 
 def _parked(submissions: Sequence[Submission], decided: list[store.Decided]) -> Iterable[Outgoing]:

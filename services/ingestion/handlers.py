@@ -73,9 +73,12 @@ class Handlers:
         self._tell(tx, told)
 
     def on_settled(self, tx: Tx, events: Sequence[Event[f.EnvelopeSettled]]) -> None:
-        ids = [event.data.header.envelope_id for event in events]
-        self._lock(tx, ids)
-        store.end_envelopes(tx, ids, "SETTLED")
+        """Kept for whoever asks how the envelope stands."""
+        self._lock(tx, [event.data.header.envelope_id for event in events])
+        last: dict[UUID, f.EnvelopeSettled] = {}
+        for event in sorted(events, key=lambda event: event.data.revision):
+            last[event.data.header.envelope_id] = event.data
+        store.settle_envelopes(tx, {envelope_id: _settlement(data) for envelope_id, data in last.items()})
 
     def on_checked(self, tx: Tx, events: Sequence[Event[f.FundsChecked]]) -> None:
         self._funds(tx, events, "CHECKED")
@@ -120,6 +123,20 @@ class Handlers:
             cause = Cause(event.id, str(header.envelope_id), event.traceparent)
             out.append(outgoing(answer, header.envelope_id, cause, event.id))
         self._outbox.append(tx, out)
+
+
+def _settlement(data: f.EnvelopeSettled) -> dict[str, int]:
+    position = data.position
+    return c.Settlement(
+        revision=data.revision,
+        confirmed=data.confirmed,
+        reversed=data.reversed,
+        cancelled=data.cancelled,
+        blocked_minor=position.blocked,
+        released_minor=position.released,
+        confirmed_minor=position.confirmed,
+        reversed_minor=position.reversed,
+    ).model_dump()
 
 
 def _cancelled(header: EnvelopeHeader, request_id: str) -> c.SubmissionAccepted:

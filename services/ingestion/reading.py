@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,15 +13,24 @@ from pydantic_core import from_json
 
 from libs.common.clock import local_date
 from libs.common.contracts.base import EventData, PublisherId, envelope_uuid
-from libs.common.contracts.ingestion import EnvelopeSubmitted
+from libs.common.contracts.ingestion import EnvelopeAmendmentRequested, EnvelopeSubmitted
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.envelope import Attributes, RawMessage, attributes, pointer
 from libs.common.errors import Malformed
-from services.ingestion.domain import MAX_FAULTS, Fault, envelope_faults, field_code
+from services.ingestion.domain import (
+    AMENDABLE,
+    MAX_FAULTS,
+    Fault,
+    Publishers,
+    envelope_faults,
+    field_code,
+    nothing_amended,
+)
 
 # Of the id and of the source: together they are a key, and the answer repeats them.
 NAME_CHARACTERS = 200
 
+_CLOUDEVENT = "send a CloudEvent 1.0 in binary or structured mode"
 _PUBLISHER_ID: TypeAdapter[str] = TypeAdapter(PublisherId)
 
 
@@ -45,28 +55,39 @@ class Submission:
         return bool(self.id)
 
     @property
+    def allowed(self) -> bool:
+        """Whether its source may publish it."""
+        return all(fault.code != "INVALID_SOURCE" for fault in self.faults)
+
+    @property
     def key(self) -> tuple[str, str]:
         return self.source, self.id
 
 
 class Reader:
-    """`models` are the types of a door by their names; envelopes without a time zone get the default one."""
+    """Envelopes without a time zone get the default one."""
 
-    def __init__(self, default_time_zone: str) -> None:
+    def __init__(self, publishers: Publishers, default_time_zone: str, days_ahead: int) -> None:
+        self._publishers = publishers
         self._default_time_zone = default_time_zone
+        self._days_ahead = days_ahead
 
     def read(self, message: RawMessage, models: Mapping[str, type[EventData]], now: datetime) -> Submission:
+        """`models` are the types of a door by their names."""
         received_at = _received_at(message, now)
         try:
             attrs = attributes(message)
         except Malformed as error:
-            return self._unreadable(message, received_at, Fault(error.code, error.pointer, error.message))
+            return self._unreadable(message, received_at, Fault(error.code, error.pointer, f"{error.message}; {_CLOUDEVENT}"))
         except RecursionError:
-            return self._unreadable(message, received_at, Fault("INVALID_JSON", "", "nested too deeply"))
+            return self._unreadable(message, received_at, Fault("INVALID_JSON", "", f"nested too deeply; {_CLOUDEVENT}"))
         if len(attrs.id) > NAME_CHARACTERS or len(attrs.source) > NAME_CHARACTERS:
             text = f"id and source have at most {NAME_CHARACTERS} characters"
             return self._unreadable(message, received_at, Fault("INVALID_CLOUDEVENT", "", text))
-        data, faults, publisher_envelope_id = self._data(attrs, message, models, received_at)
+        stranger = self._publishers.refusal(attrs.source)
+        data, faults, publisher_envelope_id = (
+            (None, [stranger], None) if stranger else self._data(attrs, message, models, received_at)
+        )
         return Submission(
             message,
             attrs.source,
@@ -104,11 +125,21 @@ class Reader:
         if model is EnvelopeSubmitted:
             if isinstance(data, EnvelopeSubmitted):
                 fields = {**data.model_dump(exclude_unset=True), "envelope_id": data.envelope_id}
-            faults += envelope_faults(fields, self._default_time_zone, lambda zone: local_date(received_at, zone))
+            faults += self._programme_faults(attrs.source, fields)
+            today = partial(local_date, received_at)
+            faults += envelope_faults(fields, self._default_time_zone, today, self._days_ahead)
+        elif isinstance(data, EnvelopeAmendmentRequested) and all(fields[name] is None for name in AMENDABLE):
+            faults.append(nothing_amended())
         envelope_id = fields.get("envelope_id")
         if data is None:
             envelope_id = _publisher_id(envelope_id)
         return None if faults else data, faults[:MAX_FAULTS], envelope_id
+
+    def _programme_faults(self, source: str, fields: Mapping[str, Any]) -> list[Fault]:
+        programme = fields.get("programme")
+        programme_id = _publisher_id(programme.get("id")) if isinstance(programme, Mapping) else None
+        refusal = self._publishers.refusal(source, programme_id, "/programme/id") if programme_id else None
+        return [refusal] if refusal else []
 
     def _unreadable(self, message: RawMessage, received_at: datetime, fault: Fault) -> Submission:
         """Named by the headers, where they at least have a usable name."""
@@ -136,9 +167,10 @@ def shape_faults(error: ValidationError) -> list[Fault]:
     for fault in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]:
         loc, message = fault["loc"], fault["msg"]
         if fault["type"] == "json_invalid":
-            faults.append(Fault("INVALID_JSON", "", message))
-        elif not loc:  # only the control totals look at more than one field
-            faults.append(Fault("INVALID_CONTROL_TOTALS", "", message.removeprefix("Value error, ")))
+            faults.append(Fault("INVALID_JSON", "", f"{message}; send the data as a JSON object"))
+        elif not loc and fault["type"] == "value_error":  # only the control totals look at more than one field
+            text = f"{message.removeprefix('Value error, ')}; send what the items come to"
+            faults.append(Fault("INVALID_CONTROL_TOTALS", "", text))
         else:
             faults.append(Fault(field_code(loc), pointer(loc), message))
     return faults

@@ -5,7 +5,7 @@ Ids derive from the content."""
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -17,6 +17,7 @@ from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause
 from libs.common.jobs import make_due
+from libs.common.log import get
 from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
 from services.ingestion import store
@@ -30,6 +31,16 @@ _INSERT_BYTES = 4_000_000
 _NARRATIVE_CHARACTERS = 100
 _FIFTH_CHARACTERS = 65  # a line of SWIFT's; a thousand of them and of the references still fit into an event
 _SEAL_PIECE = "StatementPiece"
+
+
+# What is told of a statement, and what to do about it.
+FLAGS = {
+    "SAME_NUMBER": "the account has another one of this year with this number and other content; look which of them is right",
+    "NUMBER_GAP": "it does not follow the one before it; send what is missing",
+    "BALANCE_GAP": "it does not open with what the one before it closed with; send what is missing",
+}
+
+_log = get("statements")
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,25 @@ class File:
     file_id: UUID
     size: int
     heads: list[mt940.Head]
+    flags: list[Fault] = field(default_factory=list)
+
+    @property
+    def rejected(self) -> list[Fault]:
+        """Its statements that can't be used."""
+        return [Fault(head.fault[0], "/text", f"{_named(head)}: {head.fault[1]}") for head in self.heads if head.fault][:100]
+
+    @property
+    def warnings(self) -> list[Fault]:
+        """What whoever sent a file should know of it, where something of it can be used."""
+        return [*self.rejected, *self.flags][:100]
 
     @property
     def faults(self) -> list[Fault]:
         """Why nothing of it can be used; empty where something can."""
         if any(head.fault is None for head in self.heads):
             return []
-        faults = [Fault(head.fault[0], "/text", head.fault[1]) for head in self.heads if head.fault]
-        return faults[:100] or [Fault("INVALID_STATEMENT", "/text", "no statement in it: MT940 begins with :20: and has :25:")]
+        text = "no statement in it; send MT940, which begins with :20: and has :25:"
+        return self.rejected or [Fault("INVALID_STATEMENT", "/text", text)]
 
 
 class Statements:
@@ -78,6 +100,7 @@ class Statements:
             new = [readable[file_id] for file_id in readable if file_id in added]
             self._store_pieces(tx, new)
             self._announce(tx, new, at_once)
+            self._flag(tx, new)
         return files
 
     def receive_one(self, tx: Tx, incoming: Incoming) -> File:
@@ -119,6 +142,15 @@ class Statements:
             ids = [statement_id for statement_id, _ in to_read]
             make_due(tx, READ_STATEMENT, list(map(str, ids)), [lock_key("ingestion", i) for i in ids], to_read[-1][1])
 
+    def _flag(self, tx: Tx, files: Sequence[File]) -> None:
+        """Say what is strange about new statements beside those that are there. Nothing waits for anybody to look at it."""
+        flags = store.statement_flags(tx, [file.file_id for file in files])
+        by_id = {file.file_id: file for file in files}
+        for row in flags:
+            _log.info("strange statement", statement_id=str(row.statement_id), flags=row.flags)
+            name = f"statement {row.number}/{row.sequence}"
+            by_id[row.file_id].flags += [Fault(flag, "/text", f"{name}: {FLAGS[flag]}") for flag in row.flags]
+
     def _rows(self, file: File) -> Iterator[dict[str, Any]]:
         """The columns of each statement of a file."""
         for head in file.heads:
@@ -132,6 +164,7 @@ class Statements:
                 "number": head.number,
                 "sequence": head.sequence,
                 "currency": head.currency,
+                "closing_date": head.closing_date,
                 "opening_minor": head.opening_minor,
                 "closing_minor": head.closing_minor,
                 "lines": head.lines,
@@ -234,6 +267,10 @@ class Statements:
                 "sealed": sealed,
             }
         )
+
+
+def _named(head: mt940.Head) -> str:
+    return f"statement {head.number}/{head.sequence}" if head.number else "a statement without number"
 
 
 def _inspect(incoming: Incoming) -> File:

@@ -75,6 +75,17 @@ def decide(tx: Tx, decided: Sequence[Decided]) -> None:
         )
 
 
+def forget(tx: Tx, keys: Collection[tuple[str, str]]) -> None:
+    """Remove submissions that were recorded in this transaction, as if they had never come."""
+    if keys:
+        tx.run(
+            """DELETE FROM submissions s USING unnest(%(sources)s::text[], %(ids)s::text[]) AS gone (source, id)
+               WHERE s.source = gone.source AND s.id = gone.id""",
+            sources=[source for source, _ in keys],
+            ids=[event_id for _, event_id in keys],
+        )
+
+
 def seen(tx: Tx, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     """What is recorded of these (source, id)."""
     rows = tx.rows(
@@ -95,6 +106,7 @@ class Envelope:
     number: int
     header: EnvelopeHeader
     digest: bytes
+    beneficiaries: int
     declared: int
     declared_minor: int
     received: int
@@ -104,11 +116,13 @@ class Envelope:
     lingered: bool  # the open batch has waited long enough
     state: State
     funds: str
+    settlement: dict[str, int] | None
 
 
-_ENVELOPE = """SELECT envelope_id, number, header, digest, declared, declared_minor, received, received_minor, batches, open,
+_ENVELOPE = """SELECT envelope_id, number, header, digest, beneficiaries, declared, declared_minor, received, received_minor,
+                      batches, open,
                       coalesce(open_since + make_interval(secs => %(linger)s) <= clock_timestamp(), false) AS lingered,
-                      state, funds FROM envelopes WHERE envelope_id = ANY(%(ids)s::uuid[])"""
+                      state, funds, settlement FROM envelopes WHERE envelope_id = ANY(%(ids)s::uuid[])"""
 
 
 def envelopes(tx: Tx, ids: Iterable[UUID], linger_seconds: float = 0) -> dict[UUID, Envelope]:
@@ -122,20 +136,22 @@ def envelopes(tx: Tx, ids: Iterable[UUID], linger_seconds: float = 0) -> dict[UU
     }
 
 
-def add_envelopes(tx: Tx, new: Sequence[tuple[EnvelopeHeader, bytes, int, int]]) -> set[UUID]:
-    """Insert (header, digest, declared, declared_minor); returns the ids of those that were not there."""
+def add_envelopes(tx: Tx, new: Sequence[tuple[EnvelopeHeader, bytes, int, int, int]]) -> set[UUID]:
+    """Insert (header, digest, beneficiaries, declared, declared_minor); returns the ids of those that were not there."""
     if not new:
         return set()
     rows = tx.rows(
-        """INSERT INTO envelopes (envelope_id, source, publisher_envelope_id, header, digest, declared, declared_minor)
+        """INSERT INTO envelopes (envelope_id, source, publisher_envelope_id, header, digest, beneficiaries, declared,
+                                  declared_minor)
            SELECT * FROM unnest(%(ids)s::uuid[], %(sources)s::text[], %(publisher_ids)s::text[], %(headers)s::jsonb[],
-                                %(digests)s::bytea[], %(declared)s::int[], %(declared_minor)s::bigint[])
+                                %(digests)s::bytea[], %(beneficiaries)s::int[], %(declared)s::int[], %(declared_minor)s::bigint[])
            ON CONFLICT DO NOTHING RETURNING envelope_id""",
         ids=[header.envelope_id for header, *_ in new],
         sources=[header.source for header, *_ in new],
         publisher_ids=[header.publisher_envelope_id for header, *_ in new],
         headers=[header.model_dump_json() for header, *_ in new],
-        digests=[digest for _, digest, _, _ in new],
+        digests=[digest for _, digest, *_ in new],
+        beneficiaries=[people for *_, people, _, _ in new],
         declared=[declared for *_, declared, _ in new],
         declared_minor=[minor for *_, minor in new],
     )
@@ -163,6 +179,20 @@ def save_envelope(tx: Tx, envelope: Envelope, *, opened: bool) -> None:
     )
 
 
+def amend_envelope(tx: Tx, envelope: Envelope) -> None:
+    """Write what is declared of an envelope from here on. Under its exclusive lock, before what else changes: the table holds that
+    no more is received than is declared."""
+    tx.run(
+        """UPDATE envelopes SET header = %(header)s::jsonb, beneficiaries = %(beneficiaries)s, declared = %(declared)s,
+                  declared_minor = %(declared_minor)s, updated_at = clock_timestamp() WHERE envelope_id = %(id)s""",
+        id=envelope.id,
+        header=envelope.header.model_dump_json(),
+        beneficiaries=envelope.beneficiaries,
+        declared=envelope.declared,
+        declared_minor=envelope.declared_minor,
+    )
+
+
 def set_funds(tx: Tx, funds: Mapping[UUID, str]) -> None:
     """Where an envelope's money stands. A block is not undone by an older check that comes late."""
     tx.run(
@@ -182,6 +212,19 @@ def end_envelopes(tx: Tx, ids: Collection[UUID], state: State) -> None:
              AND (%(state)s = 'CANCELLED' AND state = 'CANCELLING' OR %(state)s = 'SETTLED' AND state = 'COMPLETED')""",
         ids=list(ids),
         state=state,
+    )
+
+
+def settle_envelopes(tx: Tx, settlements: Mapping[UUID, Mapping[str, int]]) -> None:
+    """SETTLED, and what became of the money; of several words of funds the highest revision counts, whichever comes last."""
+    end_envelopes(tx, settlements.keys(), "SETTLED")
+    tx.run(
+        """UPDATE envelopes e SET settlement = n.settlement, updated_at = clock_timestamp()
+           FROM unnest(%(ids)s::uuid[], %(settlements)s::jsonb[]) AS n (envelope_id, settlement)
+           WHERE e.envelope_id = n.envelope_id
+             AND (e.settlement IS NULL OR (e.settlement->>'revision')::int < (n.settlement->>'revision')::int)""",
+        ids=list(settlements),
+        settlements=[to_json(settlement).decode() for settlement in settlements.values()],
     )
 
 
@@ -349,7 +392,7 @@ def piece(tx: Tx, file_id: UUID, number: int) -> bytes | None:
 
 
 _STATEMENT_COLUMNS = (
-    "statement_id file_id account_token reference number sequence currency opening_minor closing_minor lines chunks "
+    "statement_id file_id account_token reference number sequence currency closing_date opening_minor closing_minor lines chunks "
     "next_byte end_byte state reason"
 ).split()
 
@@ -366,6 +409,15 @@ def add_statements(tx: Tx, statements: Sequence[Mapping[str, Any]]) -> set[UUID]
         rows=to_json(list(statements)).decode(),
     )
     return {row.statement_id for row in rows}
+
+
+def statement_flags(tx: Tx, file_ids: Sequence[UUID]) -> Sequence[Any]:
+    """The statements of these files which are strange beside the others of their accounts."""
+    return tx.rows(
+        """SELECT s.file_id, s.statement_id, s.number, s.sequence, f.flags FROM statements s JOIN statement_flags f USING (statement_id)
+           WHERE s.file_id = ANY(%(ids)s::uuid[]) AND cardinality(f.flags) > 0 ORDER BY s.next_byte""",
+        ids=list(file_ids),
+    )
 
 
 def statement(tx: Tx, statement_id: UUID) -> Any:

@@ -44,6 +44,18 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 "ingestion.inbox-statements.v1": doors.receive,
             },
         ),
-        jobs=[Job(CUT, cutting.cut), Job(EXPIRE_PARKED, cutting.expire), Job(READ_STATEMENT, statements.read)],
-        http=[statement_route(database, statements, settings.statement_tokens, settings.statement_max_bytes)],
+        jobs=[
+            Job(CUT, cutting.cut),
+            Job(EXPIRE_PARKED, cutting.expire),
+            Job(READ_STATEMENT, statements.read, settings.read_statement_max_attempts, settings.read_statement_enabled),
+        ],
+        http=[
+            statement_route(
+                database,
+                statements,
+                settings.statement_tokens,
+                settings.statement_signing_keys,
+                settings.statement_max_bytes,
+            )
+        ],
     )

@@ -1,10 +1,15 @@
 """`POST /statements`: a bank's call-back, or the command line, hands in a statement file as multipart field `statement_file`.
 
-200 only after the commit. Refusals are JSON {code, message}: 401 without a known token, 413 over the limit, 422 where no
-statement is in it. A file of which single statements can't be used is stored, and they are listed as REJECTED."""
+A bank has a token (`Authorization: Bearer …`) or signs the body of its request (`X-Almoner-Signature: sha256=<hex>`, HMAC-SHA256);
+what was signed and is sent again by somebody else changes nothing, since the same content counts once.
+200 only after the commit. Refusals are JSON {code, message}: 401 for whoever is not known, always the same one; 413 over the
+limit; 422 where no statement is in it. A file of which single statements can't be used is stored, and the answer lists them."""
 
+import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from tempfile import SpooledTemporaryFile
+from typing import IO
 
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
@@ -21,10 +26,16 @@ from libs.common.envelope import Cause, next_traceparent
 from libs.common.errors import Transient
 from libs.common.log import get
 from services.ingestion.domain import Fault
-from services.ingestion.statements import Incoming, Statements
+from services.ingestion.statements import File, Incoming, Statements
 
 FIELD = "statement_file"
+SIGNATURE = "x-almoner-signature"
 _FORM_BYTES = 10_000  # of the multipart form around the file
+_PIECE_BYTES = 100_000
+_IN_MEMORY_BYTES = 1_000_000
+_HOW_TO_BE_KNOWN = (
+    "send Authorization: Bearer with the token that was agreed, or X-Almoner-Signature: sha256= and HMAC-SHA256 in hex"
+)
 
 _log = get("statements")
 
@@ -33,45 +44,84 @@ class _TooLarge(Exception):
     pass
 
 
-def statement_route(database: Database, statements: Statements, tokens: Mapping[str, SecretStr], max_bytes: int) -> Route:
-    known = {name: token.get_secret_value().encode() for name, token in tokens.items()}
+Secrets = Mapping[str, Sequence[SecretStr]]  # by bank, the newest first; an old one is valid until it is taken out
 
-    def store(name: str, upload: UploadFile, traceparent: str | None) -> list[Fault]:
+
+def statement_route(
+    database: Database, statements: Statements, tokens: Secrets, signing_keys: Secrets, max_bytes: int
+) -> Route:
+    doorkeeper = _Doorkeeper(tokens, signing_keys)
+
+    def store(name: str, upload: UploadFile, traceparent: str | None) -> File:
         cause = Cause(f"http/{name}", None, next_traceparent(traceparent))
         with database.transaction() as tx:
-            return statements.receive_one(tx, Incoming(f"http/{name}", upload.file, cause)).faults
+            return statements.receive_one(tx, Incoming(f"http/{name}", upload.file, cause))
+
+    async def take(request: Request, body: IO[bytes]) -> Response:
+        name = doorkeeper.by_token(request)
+        if name is None and doorkeeper.may_be_signed(request):
+            name = await doorkeeper.by_signature(request, body)
+            request = _again(request, body)
+        if name is None:
+            return _refusal(401, "UNAUTHORIZED", _HOW_TO_BE_KNOWN)
+        async with request.form(max_files=1, max_fields=10) as form:
+            upload = form.get(FIELD)
+            if not isinstance(upload, UploadFile):
+                return _refusal(422, "INVALID_STATEMENT", f"send the file as multipart field {FIELD}")
+            if (upload.size or 0) > max_bytes:
+                raise _TooLarge
+            file = await run_in_threadpool(store, name, upload, request.headers.get("traceparent"))
+        if file.faults and file.faults[0].code == "INVALID_STATEMENT":
+            return _refusal(422, file.faults[0].code, file.faults[0].message)
+        return JSONResponse({"outcome": "stored", "rejected": _told(file.rejected), "warnings": _told(file.flags)})
 
     async def post(request: Request) -> Response:
-        name = _who(request, known)
-        if name is None:
-            return _refusal(401, "UNAUTHORIZED", "send Authorization: Bearer with the token that was agreed")
         try:
-            async with _limited(request, max_bytes + _FORM_BYTES).form(max_files=1, max_fields=10) as form:
-                upload = form.get(FIELD)
-                if not isinstance(upload, UploadFile):
-                    return _refusal(422, "INVALID_STATEMENT", f"send the file as multipart field {FIELD}")
-                if (upload.size or 0) > max_bytes:
-                    raise _TooLarge
-                faults = await run_in_threadpool(store, name, upload, request.headers.get("traceparent"))
+            with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as body:
+                return await take(_limited(request, max_bytes + _FORM_BYTES), body)
         except _TooLarge:
             return _refusal(413, "STATEMENT_TOO_LARGE", f"at most {max_bytes} bytes; send the days in files of their own")
         except (MultiPartException, HTTPException):
-            return _refusal(422, "INVALID_STATEMENT", "not a readable multipart form")
+            return _refusal(422, "INVALID_STATEMENT", "not a readable multipart form; send one")
         except Transient as error:
             _log.warning("statement not stored", error=str(error))
             return _refusal(503, "TRY_AGAIN", "nothing was stored; send it again")
-        if faults and faults[0].code == "INVALID_STATEMENT":
-            return _refusal(422, faults[0].code, faults[0].message)
-        return JSONResponse({"outcome": "stored", "rejected": [{"code": f.code, "message": f.message} for f in faults]})
 
     return Route("/statements", post, methods=["POST"])
 
 
-def _who(request: Request, known: Mapping[str, bytes]) -> str | None:
-    """The name of the token; compared in constant time with each of them."""
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    matches = [name for name, token in known.items() if hmac.compare_digest(token, given.encode())]
-    return matches[0] if matches and scheme.lower() == "bearer" and given else None
+class _Doorkeeper:
+    """Knows who posts. Whatever is wrong, it takes the same way through all secrets, and what it compares is of one length."""
+
+    def __init__(self, tokens: Secrets, signing_keys: Secrets) -> None:
+        self._tokens = [(name, _digest(one.get_secret_value())) for name, known in tokens.items() for one in known]
+        self._keys = [(name, one.get_secret_value().encode()) for name, known in signing_keys.items() for one in known]
+
+    def by_token(self, request: Request) -> str | None:
+        """Whose token it is."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = _digest(token)
+        matches = [name for name, known in self._tokens if hmac.compare_digest(known, given)]
+        return matches[0] if matches and scheme.lower() == "bearer" else None
+
+    def may_be_signed(self, request: Request) -> bool:
+        return bool(self._keys) and SIGNATURE in request.headers
+
+    async def by_signature(self, request: Request, body: IO[bytes]) -> str | None:
+        """Who signed the body, which is kept meanwhile: nothing of it is looked at before it is known from whom it comes."""
+        signatures = [(name, hmac.new(key, digestmod=hashlib.sha256)) for name, key in self._keys]
+        async for piece in request.stream():
+            body.write(piece)
+            for _, signature in signatures:
+                signature.update(piece)
+        given = request.headers[SIGNATURE].strip().lower().encode()
+        known = [(name, b"sha256=" + signature.hexdigest().encode()) for name, signature in signatures]
+        matches = [name for name, signature in known if hmac.compare_digest(signature, given)]
+        return matches[0] if matches else None
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _limited(request: Request, max_bytes: int) -> Request:
@@ -87,6 +137,21 @@ def _limited(request: Request, max_bytes: int) -> Request:
         return message
 
     return Request(request.scope, receive)
+
+
+def _again(request: Request, body: IO[bytes]) -> Request:
+    """The same request with the body that was kept."""
+    body.seek(0)
+
+    async def receive() -> Message:
+        piece = body.read(_PIECE_BYTES)
+        return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+    return Request(request.scope, receive)
+
+
+def _told(faults: Sequence[Fault]) -> list[dict[str, str]]:
+    return [{"code": fault.code, "message": fault.message} for fault in faults]
 
 
 def _refusal(status: int, code: str, message: str) -> Response:

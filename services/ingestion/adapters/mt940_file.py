@@ -36,7 +36,7 @@ _OF_LINES = (b":61:", b":86:")
 _OF_HEAD = re.compile(rb"\n:(?!61:|86:)")
 _UNUSUAL = (b"\r", b"\t", b"\v", b"\f", b"{", b" \n", b"\n\n", b"\n-")  # what may be left out of a digest
 _TAG = re.compile(rb":(\d\d[A-Z]?|NS):")
-_TYPE = re.compile(r"[NSF][A-Z0-9]{3}")
+_TYPE = re.compile(r"[NSF][A-Z0-9]{2}[A-Z0-9 ]")  # some banks have types of two letters and a space
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _NOT_A_LINE = "not in the form of :61: (date, mark, amount, type, references)"
 _MARKS: dict[str, Literal["D", "C", "RD", "RC"]] = {"D": "D", "C": "C", "RD": "RD", "RC": "RC"}
@@ -53,6 +53,7 @@ class Head:
     number: str = ""
     sequence: str = ""
     currency: str | None = None
+    closing_date: date | None = None
     opening_minor: int | None = None
     closing_minor: int | None = None
     lines: int = 0
@@ -187,27 +188,36 @@ def _read_head(head: Head, line: bytes) -> None:
         head.account = clean(value, 35)
     elif name in (b"28C", b"28:") and not head.number:
         match = _NUMBER.re.match(value)
-        head.number = match["statement_number"] if match else clean(value, 11)
-        head.sequence = (match["sequence_number"] or "") if match else ""
+        head.number = _plain(match["statement_number"]) if match else clean(value, 11)
+        head.sequence = _plain(match["sequence_number"] or "") if match else ""
     elif name in (b"60F", b"60M") and head.opening_minor is None:
-        head.currency, head.opening_minor = _balance(value)
+        head.currency, head.opening_minor, _ = _balance(value)
     elif name in (b"62F", b"62M"):
-        currency, head.closing_minor = _balance(value)
+        currency, head.closing_minor, head.closing_date = _balance(value)
         if currency != head.currency:
             head.closing_minor = None
 
 
-def _balance(value: str) -> tuple[str | None, int | None]:
-    """(currency, signed minor units), None where it can't be read."""
-    match = _OPENING.re.match(value)
+def _plain(number: str) -> str:
+    """Without leading zeros: the same number, however a bank fills it up."""
+    return number.lstrip("0") or number[-1:]
+
+
+def _balance(value: str) -> tuple[str | None, int | None, date | None]:
+    """(currency, signed minor units, date), None where it can't be read."""
+    match = _OPENING.re.fullmatch(value)  # else "100.25" would pass as 100
     currency = match["currency"].upper() if match else ""
     if match is None or not _CURRENCY.fullmatch(currency):
-        return None, None
+        return None, None, None
     try:
         minor = _minor(match["amount"], currency)
     except MoneyError:
-        return None, None
-    return currency, -minor if match["status"].upper() == "D" else minor
+        return None, None, None
+    try:
+        day = date(2000 + int(match["year"]), int(match["month"]), int(match["day"]))
+    except ValueError:
+        day = None
+    return currency, -minor if match["status"].upper() == "D" else minor, day
 
 
 def _minor(amount: str, currency: str) -> int:
@@ -223,15 +233,18 @@ def _fault(head: Head) -> tuple[str, str] | None:
     if head.reference is None:
         return "NO_REFERENCE", "the statement does not begin with :20:; send the whole file"
     if not head.account:
-        return "NO_ACCOUNT", "the statement names no account (:25:)"
+        return "NO_ACCOUNT", "the statement names no account (:25:); send it with its account"
     if head.opening_minor is None:
         return (
             "NO_OPENING_BALANCE",
-            "the opening balance (:60F: or :60M:) is missing or can't be read; without it there is no currency",
+            "the opening balance (:60F: or :60M:) is missing or can't be read; send it, without it there is no currency",
         )
     if head.closing_minor is None:
         # The last line of a file that was cut may show a part of its amount: nothing of it can be trusted.
-        return "NO_CLOSING_BALANCE", "the closing balance (:62F: or :62M:) is missing or can't be read; was the file cut?"
+        return (
+            "NO_CLOSING_BALANCE",
+            "the closing balance (:62F: or :62M:) is missing or can't be read; send the file again, it may have been cut",
+        )
     return None
 
 

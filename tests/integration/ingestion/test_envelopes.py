@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.funds import FundsBlocked, FundsChecked
+from libs.common.contracts.funds import EnvelopeSettled, FundsBlocked, FundsChecked, Position
 from libs.common.contracts.scheduler import Tick
 from tests.integration.ingestion.publisher import (
     BATCHES,
@@ -188,6 +188,34 @@ def test_status(world: World) -> None:
     world.publish(ENVELOPES, ask, "e1", event_id="q2")  # the same question again: as things are now
     status = answers_to(world, "q2", at_least=2)[1]
     assert (status.data.state, status.data.batches, status.data.funds) == ("COMPLETED", 2, "BLOCKED")
+    assert status.data.settlement is None
+
+    def settled(revision: int, confirmed: int, reversed_: int) -> None:
+        blocked, released = total(1, 1200), 5000
+        position = {"blocked": blocked, "released": released, "dispatched": blocked - released}
+        position |= {"confirmed": confirmed, "reversed": reversed_}
+        place = Position(**{**dict.fromkeys(Position.model_fields, 0), **position})
+        data = EnvelopeSettled(header=header, revision=revision, position=place, confirmed=7, reversed=revision, cancelled=3)
+        world.publish("funds.envelopes.v1", data, header.envelope_id)
+
+    # A reversal comes late and the envelope settles once more; an older word that is said last changes nothing.
+    for revision, confirmed, reversed_ in ((1, 1000, 10), (2, 900, 110), (1, 1000, 10)):
+        settled(revision, confirmed, reversed_)
+    world.until(lambda: world.sql("ingestion", "SELECT 1 FROM envelopes WHERE settlement->>'revision' = '2'"))
+    world.until(lambda: world.sql("ingestion", "SELECT 1 FROM inbox HAVING count(*) = 5"))
+    world.publish(ENVELOPES, ask, "e1", event_id="q3")
+    [status] = answers_to(world, "q3")
+    assert status.data.state == "SETTLED"
+    assert status.data.settlement == c.Settlement(
+        revision=2,
+        confirmed=7,
+        reversed=2,
+        cancelled=3,
+        blocked_minor=total(1, 1200),
+        released_minor=5000,
+        confirmed_minor=900,
+        reversed_minor=110,
+    )
     steps = [row.step for row in world.sql("ingestion", "SELECT step FROM ops_history ORDER BY at")]
     assert steps.count("batch cut") == 2
     assert "complete" in steps

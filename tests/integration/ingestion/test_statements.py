@@ -1,5 +1,7 @@
 """Statements by event and by HTTP: what funds gets to read of them."""
 
+import hashlib
+import hmac
 import json
 import re
 from collections.abc import Iterator
@@ -100,7 +102,9 @@ def test_several_statements_in_one_file_and_a_bad_line(world: World) -> None:
     empty = statement_text("D", [])
     content = first + statement_text("B", debits(2, 50), currency="JPY") + cut + empty
     response = post(process, content.encode())
-    assert (response.status_code, response.json()) == (200, {"outcome": "stored", "rejected": []})
+    assert (response.status_code, response.json()["outcome"], response.json()["warnings"]) == (200, "stored", [])
+    [rejected] = response.json()["rejected"]  # the others are stored
+    assert rejected["code"] == "NO_CLOSING_BALANCE"
     found = {statement.account_token: statement for statement in opened(world, 3)}
     assert found.keys() == {SEALER.token(account) for account in "ABD"}
     [chunk] = read(world, found[SEALER.token("A")])
@@ -135,6 +139,7 @@ def test_short_statements_are_read_at_once_and_the_others_by_the_job(world: Worl
 
 def test_http_refusals(world: World) -> None:
     process = world.run("ingestion", ALMONER_INGESTION_STATEMENT_MAX_BYTES="1000000", **TOKENS)
+    world.until(process.ready)
     text = statement_text("A", debits(1)).encode()
     assert post(process, text, token="wrong").status_code == 401
     assert post(process, text, token="").status_code == 401
@@ -161,6 +166,128 @@ def test_http_refusals(world: World) -> None:
 def test_nobody_without_configured_tokens(world: World) -> None:
     process = world.run("ingestion")
     assert post(process, statement_text("A", debits(1)).encode(), token="").status_code == 401
+
+
+def signed(process: Process, content: bytes, key: str, **headers: str) -> httpx.Response:
+    """Posted by a bank that signs the body of its request."""
+    request = httpx.Request(
+        "POST", f"{process.http_url}/statements", files={"statement_file": ("s.sta", content, "text/plain")}
+    )
+    request.read()
+    signature = "sha256=" + hmac.new(key.encode(), request.content, hashlib.sha256).hexdigest()
+    request.headers.update({"X-Almoner-Signature": signature, **headers})
+    with httpx.Client(trust_env=False, timeout=60) as client:
+        return client.send(request)
+
+
+def test_tokens_and_keys_of_each_bank_and_their_successors(world: World) -> None:
+    process = world.run(
+        "ingestion",
+        ALMONER_INGESTION_STATEMENT_TOKENS=json.dumps({"ALPHA": ["new-alpha", "old-alpha"], "BETA": "beta"}),
+        ALMONER_INGESTION_STATEMENT_SIGNING_KEYS=json.dumps({"GAMMA": ["gamma " + "n" * 20, "gamma " + "o" * 20]}),
+        ALMONER_INGESTION_STATEMENT_MAX_BYTES="3000000",
+    )
+
+    def text(account: str, lines: int = 1) -> bytes:
+        return statement_text(account, debits(lines)).encode()
+
+    for number, token in enumerate(("new-alpha", "old-alpha", "beta")):
+        assert post(process, text(f"T{number}"), token).status_code == 200
+    for number, key in enumerate(("gamma " + "n" * 20, "gamma " + "o" * 20)):
+        assert signed(process, text(f"S{number}", 1500), key).status_code == 200  # of several pieces
+    sources = [row.source for row in world.sql("ingestion", "SELECT source FROM statement_files ORDER BY received_at")]
+    assert sources == ["http/ALPHA", "http/ALPHA", "http/BETA", "http/GAMMA", "http/GAMMA"]
+    assert len(read(world, opened(world, 5)[4])) == 2
+
+    key = "gamma " + "n" * 20
+    refusals = [
+        post(process, text("X"), "nobody's"),
+        post(process, text("X"), "bet"),
+        post(process, text("X"), key),  # whoever signs has no token
+        signed(process, text("X"), "another key of this length"),
+        signed(process, text("X"), "beta"),
+        signed(process, text("X"), key, **{"X-Almoner-Signature": "sha256="}),
+        signed(process, b"garbage", "another key of this length"),
+        httpx.post(f"{process.http_url}/statements", content=text("X"), trust_env=False),
+        httpx.post(f"{process.http_url}/statements", headers={"Authorization": "Basic beta"}, trust_env=False),
+    ]
+    request = signed(process, text("X"), key).request  # the same signature over another body
+    altered = httpx.post(
+        request.url, headers=dict(request.headers), content=request.content.replace(b"D10,01", b"D90,01"), trust_env=False
+    )
+    answers = {(r.status_code, r.text, r.headers["www-authenticate"]) for r in [*refusals, altered]}
+    assert len(answers) == 1  # nothing tells what was wrong, nor with whom
+    [(status, said, _)] = answers
+    assert (status, json.loads(said)["code"]) == (401, "UNAUTHORIZED")
+    assert "Bearer" in json.loads(said)["message"]
+    assert signed(process, b"y" * 4_000_000, key).status_code == 413
+    assert signed(process, b"garbage", key).status_code == 422
+    assert len(world.sql("ingestion", "SELECT 1 FROM statement_files")) == 6
+
+
+def test_a_bank_has_tokens_or_signs(world: World) -> None:
+    both = {"STATEMENT_TOKENS": {"A": "t"}, "STATEMENT_SIGNING_KEYS": {"A": "k" * 16}}
+    process = world.run("ingestion", **{f"ALMONER_INGESTION_{name}": json.dumps(value) for name, value in both.items()})
+    assert process.wait() == 2
+    assert "A bank has tokens or signs; ['A'] are in both" in process.log_text()
+
+
+def numbered(number: str, opening: int, day: int, lines: int = 1, account: str = "A", first: int = 1) -> str:
+    """A statement of so many debits on a day of November 2026; `number` as in `:28C:`."""
+    text = statement_text(account, debits(lines, first))
+    closing = opening - sum(line.amount_minor for line in debits(lines, first))
+    text = re.sub(":28C:.*\r", f":28C:{number}\r", text)
+    text = re.sub(":60F:.*\r", f":60F:C2611{day:02}EUR{opening // 100},{opening % 100:02}\r", text)
+    return re.sub(":62F:.*\r", f":62F:C2611{day:02}EUR{closing // 100},{closing % 100:02}\r", text)
+
+
+def test_what_is_strange_beside_the_others_is_told_and_stops_nothing(world: World) -> None:
+    process = world.run("ingestion", **TOKENS)
+    opening = 1_000_000
+    first = numbered("7/1", opening, 2)
+    second = numbered("00008/00001", opening - 1001, 3)
+    third = numbered("8/2", opening - 2002, 3)
+    fifth = numbered("10/1", opening - 3003 - 500, 5)
+    fourth = numbered("9/1", opening - 3003, 4, first=2)
+    other_content = numbered("7/1", opening, 2, lines=2)
+
+    def told(content: str) -> list[str]:
+        answer = post(process, content.encode())
+        assert (answer.status_code, answer.json()["rejected"]) == (200, [])
+        return [warning["code"] for warning in answer.json()["warnings"]]
+
+    assert told(first) == []
+    assert told(second + third) == []  # one statement over two messages
+    assert told(fifth) == ["NUMBER_GAP", "BALANCE_GAP"]
+    assert told(fourth) == []
+    assert told(other_content) == ["SAME_NUMBER"]
+    assert told(numbered("1/1", opening, 2, account="B") + numbered("1/1", opening, 3, lines=2, account="B")) == [
+        "SAME_NUMBER"
+    ] * 2 + ["BALANCE_GAP"]
+    assert (
+        told(numbered("0", opening, 2, account="C") + numbered("0", opening - 1001, 3, account="C")) == []
+    )  # banks without numbers
+    assert told(first) == []  # what came before is not looked at again
+    text = c.StatementSubmitted(text=numbered("7/1", opening, 2, lines=3))
+    [answer] = answers_to(world, world.publish(STATEMENTS, text, "A"))
+    assert (answer.data.outcome, [(w.code, w.pointer) for w in answer.data.warnings]) == ("stored", [("SAME_NUMBER", "/text")])
+    world.publish(STATEMENTS, text, "A", event_id=answer.data.submission_ids[0])
+    assert answers_to(world, answer.data.submission_ids[0], at_least=2)[1].data == answer.data
+    # The view tells how it is by now: the fourth came after the fifth, which still does not open where the fourth closed.
+    rows = world.sql(
+        "ingestion",
+        "SELECT number, sequence, flags FROM ops_statements WHERE account_token = %(a)s",
+        a=SEALER.token("A"),
+    )
+    assert {(row.number, row.sequence): row.flags for row in rows if row.number != "7"} == {
+        ("8", "1"): ["BALANCE_GAP"],  # behind the other 7/1, which came last
+        ("8", "2"): [],
+        ("9", "1"): [],
+        ("10", "1"): ["BALANCE_GAP"],
+    }
+    assert [row.flags for row in rows if row.number == "7"] == [["SAME_NUMBER"]] * 3
+    assert len(opened(world, 11)) == 11
+    assert process.logged("strange statement")
 
 
 def test_hundred_thousand_lines_in_flat_memory(world: World) -> None:

@@ -29,15 +29,16 @@ CREATE TABLE envelopes (
     envelope_id uuid PRIMARY KEY,
     number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,  -- the short key of the big tables
     source text COLLATE "C" NOT NULL, publisher_envelope_id text COLLATE "C" NOT NULL,
-    digest bytea NOT NULL,                              -- of what was declared: a second submission must say the same
+    digest bytea NOT NULL,                              -- of what was submitted: a second submission must say the same
     header jsonb NOT NULL,
-    declared int NOT NULL, declared_minor bigint NOT NULL,
+    beneficiaries int NOT NULL, declared int NOT NULL, declared_minor bigint NOT NULL,  -- with what was amended since
     received int NOT NULL DEFAULT 0, received_minor bigint NOT NULL DEFAULT 0,
     batches int NOT NULL DEFAULT 0,                     -- cut
     open int NOT NULL DEFAULT 0,                        -- received, not yet cut
     open_since timestamptz,
     state text NOT NULL DEFAULT 'RECEIVING' CHECK (state IN ('RECEIVING', 'COMPLETED', 'CANCELLING', 'CANCELLED', 'SETTLED')),
     funds text NOT NULL DEFAULT 'NONE' CHECK (funds IN ('NONE', 'CHECKED', 'SHORT', 'BLOCKED')),
+    settlement jsonb,                                   -- as funds last said
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(), updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     completed_at timestamptz, cancelling_at timestamptz,
     UNIQUE (source, publisher_envelope_id),
@@ -52,7 +53,7 @@ CREATE TABLE envelopes (
 CREATE TABLE staged (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     envelope_id uuid NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('disbursements', 'cancel_disbursements', 'cancel_envelope')),
+    kind text NOT NULL CHECK (kind IN ('disbursements', 'cancel_disbursements', 'cancel_envelope', 'amend_envelope')),
     items int NOT NULL CHECK (items > 0), parked boolean NOT NULL, sealed bytea NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -96,22 +97,30 @@ ALTER TABLE statement_pieces ALTER COLUMN sealed SET STORAGE EXTERNAL;
 CREATE TABLE statements (
     statement_id uuid PRIMARY KEY, file_id uuid NOT NULL REFERENCES statement_files,
     account_token text NOT NULL, reference text NOT NULL, number text NOT NULL, sequence text NOT NULL, currency text,
-    opening_minor bigint, closing_minor bigint, lines int NOT NULL, chunks int NOT NULL,
+    closing_date date, opening_minor bigint, closing_minor bigint, lines int NOT NULL, chunks int NOT NULL,
     chunks_read int NOT NULL DEFAULT 0, unparsable int NOT NULL DEFAULT 0,
     next_byte bigint NOT NULL, end_byte bigint NOT NULL,
     state text NOT NULL CHECK (state IN ('READING', 'READ', 'REJECTED')), reason text NOT NULL DEFAULT '',
     received_at timestamptz NOT NULL DEFAULT clock_timestamp(), read_at timestamptz,
+    -- what statements of an account are ordered by
+    year int GENERATED ALWAYS AS (extract(year FROM closing_date)::int) STORED,
+    n int GENERATED ALWAYS AS (CASE WHEN number ~ '^[0-9]{1,5}$' THEN number::int ELSE 0 END) STORED,
+    part int GENERATED ALWAYS AS (CASE WHEN sequence ~ '^[0-9]{1,5}$' THEN sequence::int ELSE 0 END) STORED,
     CHECK (chunks_read <= chunks AND (state <> 'READ' OR chunks_read = chunks)),
     -- lines without a currency or between unknown balances are never passed on
     CHECK (state = 'REJECTED' OR num_nulls(currency, opening_minor, closing_minor) = 0)
 ) WITH (fillfactor = 70);
 
 CREATE INDEX statements_file ON statements (file_id);
+CREATE INDEX statements_account ON statements (account_token, currency, closing_date, n, part, received_at, statement_id)
+    WHERE state <> 'REJECTED';
+CREATE INDEX statements_number ON statements (account_token, year, n, part) WHERE state <> 'REJECTED';
 
 CREATE VIEW ops_envelopes AS
     SELECT envelope_id, source, publisher_envelope_id, header->'programme'->>'id' AS programme,
            header->'benefit_code'->>'id' AS benefit_code, header->>'currency' AS currency,
-           (header->>'schedule_date')::date AS schedule_date, state, declared, declared_minor, received, received_minor, batches,
+           (header->>'schedule_date')::date AS schedule_date, (header->>'revision')::int AS revision,
+           state, beneficiaries, declared, declared_minor, received, received_minor, batches,
            created_at, updated_at FROM envelopes;
 CREATE VIEW ops_batches AS
     SELECT b.batch_id, e.envelope_id, b.number, b.count, b.total_minor, b.cut_at
@@ -123,9 +132,31 @@ CREATE VIEW ops_disbursements AS
 CREATE VIEW ops_submissions AS
     SELECT source, id, type, envelope_id, outcome, CASE WHEN outcome = 'rejected' THEN answer END AS errors, received_at,
            answered_at FROM submissions;
+-- What is strange beside the other statements of the account, whatever order they came in. It is told and stops nothing: there
+-- are banks that number every statement 1/1, or none. Number 0 is no number; numbers begin anew each year.
+CREATE VIEW statement_flags AS
+    SELECT s.statement_id, array_remove(ARRAY[
+        CASE WHEN s.n > 0 AND EXISTS (
+                 SELECT 1 FROM statements o WHERE o.account_token = s.account_token AND o.year = s.year AND o.n = s.n
+                    AND o.part = s.part AND o.statement_id <> s.statement_id AND o.state <> 'REJECTED')
+             THEN 'SAME_NUMBER' END,
+        CASE WHEN s.n > 0 AND b.n > 0 AND NOT (b.year = s.year AND b.n = s.n AND s.part - b.part IN (0, 1)
+                 OR b.year = s.year AND b.n = s.n - 1 AND s.part <= 1 OR b.year < s.year AND s.n = 1 AND s.part <= 1)
+             THEN 'NUMBER_GAP' END,
+        CASE WHEN b.closing_minor <> s.opening_minor THEN 'BALANCE_GAP' END], NULL) AS flags
+    FROM statements s
+    LEFT JOIN LATERAL (  -- the one before it
+        SELECT year, n, part, closing_minor FROM statements o
+        WHERE o.account_token = s.account_token AND o.currency = s.currency AND o.state <> 'REJECTED'
+          AND (o.closing_date, o.n, o.part) <= (s.closing_date, s.n, s.part)
+          AND ((o.closing_date, o.n, o.part) <> (s.closing_date, s.n, s.part)
+               OR s.n = 0 AND (o.received_at, o.statement_id) < (s.received_at, s.statement_id))
+        ORDER BY o.closing_date DESC, o.n DESC, o.part DESC, o.received_at DESC, o.statement_id DESC LIMIT 1) AS b ON true
+    WHERE s.state <> 'REJECTED';
 CREATE VIEW ops_statements AS
-    SELECT statement_id, account_token, number, sequence, lines, unparsable, state, received_at, reason, chunks, chunks_read
-    FROM statements;
+    SELECT statement_id, account_token, number, sequence, lines, unparsable, state, received_at, reason, chunks, chunks_read,
+           closing_date, coalesce(flags, '{}') AS flags
+    FROM statements LEFT JOIN statement_flags USING (statement_id);
 CREATE VIEW ops_history AS
     SELECT envelope_id, NULL::uuid AS batch_id, NULL::text AS disbursement_id, created_at AS at, 'accepted' AS step,
            declared || ' disbursements declared, ' || declared_minor || ' minor units' AS detail FROM envelopes
