@@ -1,4 +1,4 @@
-"""One service, one process, one command with verbs: `python -m services.<name> run | consume | work | relay | migrate`.
+"""One service, one process, one command with verbs: `python -m services.<name> run | consume | work | relay | migrate | config`.
 
 `run` does all of consuming, working and relaying in one process, so that a commit wakes the next step at once.
 """
@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import gc
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from starlette.routing import BaseRoute
 from libs.common import commands, consumer, inbox, jobs, kafka, log, metrics, migrate, outbox
 from libs.common.clock import utc_now
 from libs.common.config import ServiceSettings
-from libs.common.db import Database
+from libs.common.db import Database, Tx
 from libs.common.errors import Fatal, Transient
 from libs.common.health import HttpServer
 from libs.common.jobs import Job, JobRunner
@@ -28,9 +29,20 @@ from libs.common.relay import Relay
 from libs.common.workqueue import CallOut, Worker
 
 _LIVE_SECONDS = 60
+_HOUSE_SECONDS = 5.0
+_MEASURE_SECONDS = 10  # no gauge is worth more of the database, nor of the time there is to stop in
 _PUBLISH_SECONDS = 2.0  # the relay's own at the end, whoever has used up the rest
 
 _log = log.get("service")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Gauges to be read from the database every so many seconds, each time in a transaction of their own."""
+
+    name: str
+    every_seconds: float
+    read: Callable[[Tx], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Parts:
     jobs: Sequence[Job] = ()
     http: Sequence[BaseRoute] = ()
     background: Sequence[Callable[[threading.Event], None]] = field(default=())  # loops of the service's own (`work`)
+    measures: Sequence[Measure] = ()
 
 
 Wire = Callable[[ServiceSettings, Database], Parts]
@@ -50,8 +63,11 @@ Wire = Callable[[ServiceSettings, Database], Parts]
 def main(settings_class: type[ServiceSettings], wire: Wire, argv: Sequence[str] | None = None) -> None:
     name = settings_class.SERVICE
     parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=f"Almoner's {name} service")
-    parser.add_argument("verb", choices=["run", "consume", "work", "relay", "migrate"])
+    parser.add_argument("verb", choices=["run", "consume", "work", "relay", "migrate", "config"])
     verb = parser.parse_args(argv).verb
+    if verb == "config":  # connects to nothing: what this environment would tell the service
+        print(json.dumps(settings_class.described(), ensure_ascii=False))
+        return
     settings = settings_class.load()
     gc.freeze()  # what was imported stays; a batch of events makes many short-lived objects and few cycles
     gc.set_threshold(20_000, 20, 100)
@@ -178,11 +194,18 @@ class _Process:
         loop = asyncio.get_running_loop()
         runners: dict[str, Callable[[asyncio.Event], Coroutine[object, object, None]]] = {}
         for callout in self.parts.callouts:
+            if not self.settings.limits(callout.kind).enabled:
+                _log.info("this replica leaves such calls to others", kind=callout.kind)
+                continue
+            for outcome in ("Done", "NotSent", "MaybeDone"):
+                metrics.CALLS.labels(callout.kind, outcome)  # from 0 on, so that the first failure is seen as one
             worker = Worker(self.database, callout, self.settings.limits(callout.kind))
             runners[callout.kind] = lambda wake, worker=worker: worker.run(wake, self.stop)  # type: ignore[misc]
         if self.parts.jobs:
             decider = JobRunner(self.database, self.parts.jobs)
-            runners[jobs.WAKE] = lambda wake: decider.run(wake, self.stop)
+            runners[jobs.WAKE] = lambda wake: decider.run(
+                wake, self.stop, self.settings.jobs_poll_seconds, self.settings.jobs_max_subjects
+            )
         try:
             async with asyncio.TaskGroup() as group:
                 for name, run in runners.items():
@@ -205,32 +228,64 @@ class _Process:
                 self.stop.wait(1.0)
 
     def _keep_house(self) -> None:
-        """Every few seconds: gauges; once an hour: the inbox's partitions."""
+        """Every few seconds: the gauges that are due; once an hour: the inbox's partitions."""
+        measures = [Measure("runtime", _HOUSE_SECONDS, self._measure), *self.parts.measures]
+        due = dict.fromkeys(measures, 0.0)
         hourly = time.monotonic() + 3600
-        while not self.stop.wait(5.0):
+        while True:
+            metrics.READY.set(not self._ready())
+            for measure, at in due.items():
+                if time.monotonic() >= at and not self.stop.is_set():
+                    self._take(measure)
+                    due[measure] = time.monotonic() + measure.every_seconds
             try:
-                self._measure()
                 if time.monotonic() > hourly:
                     inbox.keep_partitions(self.database, utc_now())
                     hourly = time.monotonic() + 3600
             except Transient as error:
                 _log.warning("database", error=str(error))
+            if self.stop.wait(_HOUSE_SECONDS):
+                return
 
-    def _measure(self) -> None:
-        with self.database.transaction() as tx:
-            outbox = tx.one("SELECT rows, stuck, extract(epoch FROM clock_timestamp() - oldest) AS age FROM ops_outbox")
-            work = tx.rows(
-                """SELECT kind, state, rows, extract(epoch FROM clock_timestamp() - oldest) AS age FROM ops_work_summary"""
-            )
+    def _take(self, measure: Measure) -> None:
+        """Whatever is wrong with a gauge, the service goes on: its age in /metrics says that it is old."""
+        try:
+            with self.database.transaction() as tx:
+                tx.run(f"SET LOCAL statement_timeout = '{_MEASURE_SECONDS}s'")
+                measure.read(tx)
+            metrics.MEASURED.labels(measure.name).set_to_current_time()
+        except Transient as error:
+            _log.warning("not measured", measure=measure.name, error=str(error))
+        except Exception:
+            _log.exception("not measured", measure=measure.name)
+
+    def _measure(self, tx: Tx) -> None:
+        outbox = tx.one("SELECT rows, stuck, extract(epoch FROM clock_timestamp() - oldest) AS age FROM ops_outbox")
+        work = tx.rows("SELECT kind, state, rows, extract(epoch FROM clock_timestamp() - oldest) AS age FROM ops_work_summary")
+        late = tx.rows(
+            """SELECT job, extract(epoch FROM clock_timestamp() - min(due_at)) AS age FROM due
+               WHERE due_at <= clock_timestamp() GROUP BY job"""
+        )
+        letters = tx.rows(
+            """SELECT topic, code, count(*) AS rows FROM dead_letters WHERE state IN ('OPEN', 'REDRIVEN') GROUP BY topic, code"""
+        )
+        paused = {row.stage for row in tx.rows("SELECT stage FROM paused")}
         metrics.OUTBOX_ROWS.set(outbox.rows)
         metrics.OUTBOX_STUCK.set(outbox.stuck)
         metrics.OUTBOX_AGE.set(outbox.age or 0)
-        metrics.WORK.clear()
-        metrics.WORK_OLDEST.clear()
+        metrics.show(metrics.WORK, {(row.kind, row.state): row.rows for row in work})
+        # What a process took and never answered is still to be done.
+        oldest: dict[tuple[str, ...], float] = dict.fromkeys([(callout.kind,) for callout in self.parts.callouts], 0.0)
         for row in work:
-            metrics.WORK.labels(row.kind, row.state).set(row.rows)
-            if row.state == "PENDING":
-                metrics.WORK_OLDEST.labels(row.kind).set(row.age)
+            if row.state in ("PENDING", "CLAIMED"):
+                oldest[row.kind,] = max(oldest.get((row.kind,), 0.0), float(row.age))
+        metrics.show(metrics.WORK_OLDEST, oldest)
+        names = [(job.name,) for job in self.parts.jobs]
+        metrics.show(metrics.JOBS_OLDEST, dict.fromkeys(names, 0.0) | {(row.job,): float(row.age) for row in late})
+        metrics.show(metrics.DEAD_LETTERS_OPEN, {(row.topic, row.code): row.rows for row in letters})
+        stages = {consumer.CONSUME_STAGE, *(callout.kind for callout in self.parts.callouts)}
+        stages |= {job.name for job in self.parts.jobs} | paused
+        metrics.show(metrics.PAUSED, {(stage,): stage in paused for stage in stages})
 
     def _live(self) -> str:
         if self.loop is not None and time.monotonic() - self.loop.moved_at > _LIVE_SECONDS:

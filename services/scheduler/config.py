@@ -19,10 +19,10 @@ class Job(BaseModel):
     """One job as JSON: {"interval_seconds": 60} or {"cron": "30 2 * * *", "time_zone": "Africa/Dakar"}."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    interval_seconds: int | None = Field(default=None, ge=1, le=366 * 86_400)
+    interval_seconds: int | None = Field(default=None, ge=1, le=366 * 86_400, description="between two ticks")
     cron: str | None = Field(default=None, description="five fields, as in crontab(5)")
-    time_zone: str = "UTC"
-    misfire: Literal["latest", "skip"] = "latest"
+    time_zone: str = Field(default="UTC", description="of the cron")
+    misfire: Literal["latest", "skip"] = Field(default="latest", description="what was missed: one tick for all of it, or none")
     grace_seconds: int = Field(default=60, ge=1, description="how late a tick may be before `skip` passes it over")
 
     @field_validator("time_zone")
@@ -75,7 +75,9 @@ class Settings(ServiceSettings):
     SERVICE: ClassVar[str] = "scheduler"
 
     jobs: Annotated[dict[JobName, Job], NoDecode, BeforeValidator(_parsed)] = Field(
-        default={}, description="JSON {job: {…}}: more jobs, or other times for those that are there anyway"
+        default={},
+        description="JSON {job: {…}}: more jobs, or other times for those that are there anyway (expire-parked, funds-due). Not "
+        "there by itself is statements-due, which has funds ask the banks for statements",
     )
     keep_ticks_days: int = Field(default=14, ge=1, description="how long ticks can be looked up")
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from datetime import UTC
 
+from prometheus_client import Gauge
+
 from libs.common import crash
 from libs.common.commands import audited
 from libs.common.consumer import Routes
@@ -14,6 +16,7 @@ from libs.common.db import Database, Tx
 from libs.common.envelope import Cause, Event, cause_of
 from libs.common.errors import Malformed, Transient
 from libs.common.log import get
+from libs.common.metrics import show
 from libs.common.outbox import Outbox, Outgoing, outgoing
 from services.scheduler import store
 from services.scheduler.domain import Schedule, decide, next_due
@@ -21,6 +24,8 @@ from services.scheduler.domain import Schedule, decide, next_due
 SHORTEST_SECONDS = 0.05  # where another replica holds what is due
 LOOK_SECONDS = 1.0  # at the latest: the database's clock may jump, a job may have been moved by another replica
 FORGET_SECONDS = 3600.0
+
+TICK_LAG = Gauge("almoner_tick_lag_seconds", "By how much a job's next tick is overdue", ["tick"])
 
 _log = get("scheduler")
 
@@ -76,6 +81,10 @@ class Scheduler:
             crash.reached("job.after_commit", 1, tick.job)
         seconds = LOOK_SECONDS if upcoming is None else (upcoming - now).total_seconds()
         return min(max(seconds, SHORTEST_SECONDS), LOOK_SECONDS)
+
+    def read_lateness(self, tx: Tx) -> None:
+        """Only of the jobs there are: one that has left the settings is not late."""
+        show(TICK_LAG, {(job,): seconds for job, seconds in store.lateness(tx, list(self._schedules)).items()})
 
     def fire(self, tx: Tx, event: Event[FireTick]) -> int:
         """By hand, now. Raises Malformed for a job that nobody knows."""

@@ -60,6 +60,16 @@ def next_due_at(tx: Tx, names: Sequence[str]) -> datetime | None:
     return moment
 
 
+def lateness(tx: Tx, names: Sequence[str]) -> dict[str, float]:
+    """Seconds by which these jobs' next ticks are overdue; 0 for what is not due yet."""
+    rows = tx.rows(
+        """SELECT job, greatest(0, extract(epoch FROM clock_timestamp() - next_due_at)) AS seconds
+           FROM jobs WHERE job = ANY(%(names)s)""",
+        names=list(names),
+    )
+    return {row.job: float(row.seconds) for row in rows}
+
+
 def store_decisions(tx: Tx, decisions: Mapping[str, Decision], next_due_at: Mapping[str, datetime]) -> list[FiredTick]:
     """Insert the ticks to fire and move their jobs on; returns the ticks which are new."""
     names = sorted(decisions)

@@ -1,9 +1,10 @@
 """Decisions after commit: once, whoever races, and not before they are due."""
 
+from libs.common.contracts import operator
 from tests.support.probe.contracts import Decide, Decided
 from tests.support.world import World
 
-IN, OUT = "probe.in.v1", "probe.out.v1"
+IN, COMMANDS, OUT = "probe.in.v1", "probe.commands.v1", "probe.out.v1"
 
 
 def test_racing_replicas_decide_each_reason_once(world: World) -> None:
@@ -38,3 +39,27 @@ def test_a_paused_job_waits(world: World) -> None:
     assert process.stop() == 0
     assert world.sql("probe", "SELECT 1 FROM due")
     assert not world.sql("probe", "SELECT 1 FROM decided")
+
+
+def test_a_subject_that_fails_too_often_waits_for_an_operator_and_stops_nobody(world: World) -> None:
+    world.publish(IN, Decide(subject="bug-1"), "k")
+    world.publish(IN, Decide(subject="a"), "k")
+    world.run("probe", ALMONER_PROBE_DECIDE_MAX_ATTEMPTS="1")
+    world.until(lambda: world.sql("probe", "SELECT 1 FROM ops_due WHERE subject = 'bug-1' AND gave_up"))
+    world.until(lambda: world.sql("probe", "SELECT 1 FROM decided WHERE subject = 'a'"))
+    [row] = world.sql("probe", "SELECT fault, failures FROM ops_due")
+    assert (row.fault, row.failures) == ("RuntimeError", 1)
+    world.sql("probe", "INSERT INTO mended DEFAULT VALUES")
+    world.publish(COMMANDS, operator.RetryWork(kind="decide", subjects=["bug-1"], who="ann", why="mended"), "probe")
+    world.until(lambda: world.sql("probe", "SELECT 1 FROM decided WHERE subject = 'bug-1'"))
+    world.until(lambda: [row.affected for row in world.sql("probe", "SELECT affected FROM ops_audit")] == [1])
+
+
+def test_a_replica_leaves_a_job_that_is_off_to_others(world: World) -> None:
+    world.publish(IN, Decide(subject="a"), "k")
+    off = world.run("probe", ALMONER_PROBE_DECIDE_ENABLED="false")
+    world.until(lambda: world.sql("probe", "SELECT 1 FROM due"))
+    assert off.stop() == 0
+    assert not world.sql("probe", "SELECT 1 FROM decided")
+    world.run("probe")
+    world.until(lambda: world.sql("probe", "SELECT 1 FROM decided"))

@@ -47,6 +47,33 @@ def test_no_more_is_claimed_than_there_are_free_slots(world: World, other_side: 
     assert sorted(request.subject for request in other_side.requests) == sorted(f"slow-{n}" for n in range(12))
 
 
+def test_a_stage_that_is_off_in_one_replica_is_done_by_another(world: World, other_side: OtherSide) -> None:
+    world.publish(IN, Ask(subjects=["a"]), "k")
+    off = world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_ASK_ENABLED="false")
+    world.until(lambda: work(world) == {"a": ("PENDING", False, 0)})
+    assert off.stop() == 0  # its worker would have settled what it had claimed
+    assert work(world) == {"a": ("PENDING", False, 0)}
+    world.run("probe", ALMONER_PROBE_URL=other_side.url)
+    world.until(lambda: states(world) == {"DONE"})
+
+
+def test_one_claim_takes_no_more_than_it_may(world: World, other_side: OtherSide) -> None:
+    world.publish(IN, Ask(subjects=[f"hang-{n}" for n in range(9)]), "k")
+    world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_ASK_CLAIM_MAX_CALLS="1")
+    world.until(lambda: len(other_side.requests) == 4)  # all slots
+    claims = world.sql("probe", "SELECT xmin::text AS transaction FROM attempts WHERE finished_at IS NULL")
+    assert len({row.transaction for row in claims}) == len(claims) == 4
+
+
+def test_what_comes_due_again_is_looked_for_as_often_as_was_set(world: World, other_side: OtherSide) -> None:
+    """Asked again long after its back-off, because nobody looks sooner."""
+    world.publish(IN, Ask(subjects=["error-1"]), "k")
+    world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_ASK_POLL_SECONDS="3", ALMONER_PROBE_ASK_MAX_ATTEMPTS="2")
+    world.until(lambda: states(world) == {"UNKNOWN"})
+    first, second = world.sql("probe", "SELECT started_at, finished_at FROM ops_attempts ORDER BY attempt")
+    assert (second.started_at - first.finished_at).total_seconds() > 1  # the back-off is 0.05 s
+
+
 def test_what_may_have_happened_is_unknown_where_it_cannot_be_asked_again(world: World, other_side: OtherSide) -> None:
     subjects = ["cut-1", "error-1", "hang-1", "fine-1"]
     world.publish(IN, Ask(subjects=subjects), "k")
