@@ -1,6 +1,7 @@
 """Verbs that change something: each shows a count, asks, sends an event or a command, and says what came of it."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -29,37 +30,7 @@ from libs.common.contracts.ingestion import (
 ANSWER_SECONDS = 60.0
 
 
-def retry(envelope: str | None, kind: str | None, held: bool, who: str | None, why: str, yes: bool) -> None:
-    if held:
-        retry_held(envelope, who_am_i(who), why, yes)
-    elif envelope:
-        raise Usage("an envelope can be named with --held only: work in ERROR is retried by its kind (--kind)")
-    else:
-        retry_work(kind, who_am_i(who), why, yes)
-
-
-def retry_work(kind: str | None, who: str, why: str, yes: bool) -> None:
-    """Give outside calls that ended in ERROR a new set of attempts."""
-    with Views() as views:
-        found = [
-            (service, row.kind, int(row.rows))
-            for service in SERVICES
-            for row in views.rows(f"SELECT kind, rows FROM {service}.ops_work_summary WHERE state = 'ERROR' ORDER BY kind")
-            if kind in (None, row.kind)
-        ]
-        if not found:
-            print("No work is in ERROR" + (f" of kind {kind}." if kind else "."))
-            return
-        for service, one, count in found:
-            print(f"  {service}: {count:,} × {one}")
-        confirm(f"Retry {plural(sum(count for *_, count in found), 'call')}?", yes)
-        for service, one, count in found:
-            command = operator.RetryWork(who=who, why=why, kind=one, expected=count)
-            touched = send_command(views, service, one, command)
-            print(f"{service}: {touched:,} × {one} tried again")
-
-
-def retry_held(envelope: str | None, who: str, why: str, yes: bool) -> None:
+def retry_held(envelope: str | None, who: str, why: str, dry_run: bool, yes: bool) -> None:
     """Ask the mapper again for the unresolved, and pay again those whom the bank refused."""
     with Views() as views:
         only = find_envelope(views, envelope).envelope_id if envelope else None
@@ -82,6 +53,9 @@ def retry_held(envelope: str | None, who: str, why: str, yes: bool) -> None:
         at_mapper, at_bank = sum(row.people for row in unresolved), sum(row.people for row in refused)
         print(f"  {plural(at_mapper, 'person')} without an address: the mapper is asked again")
         print(f"  {plural(at_bank, 'person')} held by funds: those whom the bank refused are paid again")
+        if dry_run:
+            print(f"{plural(at_mapper + at_bank, 'held disbursement')} would be tried again; nothing was sent.")
+            return
         confirm(f"Retry {plural(at_mapper + at_bank, 'held disbursement')}?", yes)
         for row in unresolved:
             asked = operator.ResolveHeld(who=who, why=why, envelope_id=row.envelope_id, expected=row.people)
@@ -145,6 +119,57 @@ def release(name: str, who: str | None, why: str, yes: bool) -> None:
     print(f"{plural(touched, 'held disbursement')} of {name} given up; {amount} on its way back to the sponsor")
 
 
+def repay(name: str, disbursement_ids: list[str], reversed_ones: bool, who: str | None, why: str, yes: bool) -> None:
+    with Views() as views:
+        envelope = find_envelope(views, name)
+        chosen = list(dict.fromkeys(disbursement_ids))
+        if reversed_ones:
+            rows = views.rows(
+                """SELECT disbursement_id FROM funds.ops_payments WHERE envelope_id = %(id)s
+                   GROUP BY disbursement_id HAVING bool_and(state = 'REVERSED') ORDER BY disbursement_id LIMIT %(limit)s""",
+                id=envelope.envelope_id,
+                limit=CHUNK_ITEMS,
+            )
+            chosen = [row.disbursement_id for row in rows]
+            if not chosen:
+                print("No payment of this envelope was reversed and not made again.")
+                return
+        if len(chosen) > CHUNK_ITEMS:
+            raise Usage(f"at most {CHUNK_ITEMS} at once: their money is reserved as one sum")
+        row = views.one(
+            """SELECT coalesce(sum(amount_minor), 0) AS minor FROM (
+                   SELECT disbursement_id, amount_minor FROM funds.ops_payments
+                   WHERE envelope_id = %(id)s AND disbursement_id = ANY(%(ids)s::text[])
+                   UNION SELECT disbursement_id, amount_minor FROM funds.ops_held
+                   WHERE envelope_id = %(id)s AND disbursement_id = ANY(%(ids)s::text[])) AS x""",
+            id=envelope.envelope_id,
+            ids=chosen,
+        )
+        amount = money(int(row.minor), envelope.currency)
+        confirm(f"Pay {plural(len(chosen), 'disbursement')} of {name} again, {amount}?", yes)
+        command = operator.Repay(
+            who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, disbursement_ids=chosen, expected=len(chosen)
+        )
+        touched = send_command(views, "funds", str(envelope.envelope_id), command)
+    print(f"{plural(touched, 'disbursement')} of {name} to be paid again, {amount}; `almoner watch {name}` shows how it goes")
+
+
+def settle(ids: list[int], evidence: str, who: str | None, why: str, yes: bool) -> None:
+    chosen = sorted(set(ids))
+    if len(chosen) > CHUNK_ITEMS:
+        raise Usage(f"at most {CHUNK_ITEMS} at once")
+    with Views() as views:
+        rows = views.rows("SELECT id, reason FROM funds.ops_exceptions WHERE id = ANY(%(ids)s::bigint[])", ids=chosen)
+        if missing := sorted(set(chosen) - {row.id for row in rows}):
+            raise Refused(f"there is no exception {missing[0]}: `almoner exceptions` names them")
+        for reason, count in Counter(row.reason for row in rows).most_common():
+            print(f"  {count:,} × {reason}")
+        confirm(f"Close {plural(len(chosen), 'exception')}?", yes)
+        command = operator.SettleException(who=who_am_i(who), why=why, evidence=evidence, ids=chosen, expected=len(chosen))
+        touched = send_command(views, "funds", "exceptions", command)
+    print(f"{plural(touched, 'exception')} closed; no money was moved by that")
+
+
 def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
     """Ask, in the publisher's name, that an envelope or single disbursements be cancelled; wait for funds' answer."""
     with Views() as views:
@@ -175,7 +200,8 @@ def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
         if event.data.outcome in taken:
             continue
         amount = money(event.data.cancelled_minor, envelope.currency)
-        print(f"{plural(event.data.cancelled, 'disbursement')} cancelled, {amount}")
+        in_all = "" if chosen else " in all"
+        print(f"{plural(event.data.cancelled, 'disbursement')} cancelled{in_all}, {amount}")
         left += len(event.data.not_cancelled)
         for one in event.data.not_cancelled[:20]:
             print(f"  not cancelled: {one.disbursement_id} ({one.reason})")
@@ -213,6 +239,15 @@ def submit_statement(path: Path, url: str | None, token: str | None) -> None:
     if not answer.is_success:
         raise Refused(f"ingestion refused the file ({answer.status_code}): {answer.text.strip()[:500]}")
     print(f"{path.name} taken: {answer.text.strip()[:200]}")
+
+
+def request_statement(sponsor: str, who: str | None, why: str, yes: bool) -> None:
+    """Have funds ask the bank. Nothing is waited for: the statement comes when the bank sends it."""
+    with Views() as views:
+        confirm(f"Ask the bank for a statement of {sponsor or 'every sponsor'}?", yes)
+        command = operator.RequestStatement(who=who_am_i(who), why=why, sponsor=sponsor)
+        touched = send_command(views, "funds", sponsor or "statements", command)
+    print(f"{plural(touched, 'account')}: the bank is asked; `almoner failures` says if it refuses")
 
 
 def statement_door(url: str | None, token: str | None) -> tuple[str, str]:

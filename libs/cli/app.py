@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from libs.cli.context import CliError, Usage
+from libs.cli.context import SERVICES, CliError, Usage
 
 app = typer.Typer(
     name="almoner",
     help="Deliver benefits: submit, watch, explain, retry, prove.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,11 +24,23 @@ statements = typer.Typer(help="Bank statements.", no_args_is_help=True)
 app.add_typer(statements, name="statement")
 letters = typer.Typer(help="Dead letters: messages a service could not read or handle.", no_args_is_help=True)
 app.add_typer(letters, name="dlq")
+simulated = typer.Typer(help="What life does to the simulated bank and mapper of `up`.", no_args_is_help=True)
+app.add_typer(simulated, name="simulate")
 
 
 class Output(StrEnum):
     text = "text"
     json = "json"
+
+
+class BankName(StrEnum):
+    full = "full"
+    example = "example"
+
+
+class BankVerb(StrEnum):
+    block_funds = "block_funds"
+    initiate_payment = "initiate_payment"
 
 
 class Call(StrEnum):
@@ -37,13 +49,28 @@ class Call(StrEnum):
     release = "release"
 
 
+def examples(*lines: str) -> str:
+    """What a verb's help ends with. A test parses each."""
+    return "\b\nExamples:\n" + "\n".join(f"  almoner {line}" for line in lines)
+
+
+# What a shell completes, known without asking anybody.
+STAGES = ("consume", "resolve", "check", "block", "dispatch", "release", "order", "read-statement")
+
+
+def _among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 Out = Annotated[Output, typer.Option("-o", "--output", help="text, or json for programs")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="don't ask")]
 Who = Annotated[str | None, typer.Option(help="on whose behalf; you, by default")]
 Why = Annotated[str, typer.Option(help="the reason; it is kept")]
 EnvelopeName = Annotated[str, typer.Argument(metavar="ENVELOPE", help="the publisher's id, or Almoner's UUID")]
-Service = Annotated[str, typer.Argument(help="ingestion, resolution, funds or scheduler")]
-MaybeService = Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="one service; else all")]
+Service = Annotated[str, typer.Argument(help="ingestion, resolution, funds or scheduler", autocompletion=_among(SERVICES))]
+MaybeService = Annotated[
+    str | None, typer.Argument(metavar="[SERVICE]", help="one service; else all", autocompletion=_among(SERVICES))
+]
 LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="as `dlq list` names them")]
 MaybeEnvelope = Annotated[str | None, typer.Argument(metavar="[ENVELOPE]", help="the publisher's id or the UUID; else all")]
 
@@ -51,7 +78,7 @@ MaybeEnvelope = Annotated[str | None, typer.Argument(metavar="[ENVELOPE]", help=
 # --- The stack --------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=examples("up", "up --stack-only"))
 def up(
     stack_only: Annotated[bool, typer.Option("--stack-only", help="broker, database and simulators, no services")] = False,
     replicas: Annotated[int, typer.Option(min=1, max=8, help="of ingestion, resolution and funds")] = 1,
@@ -72,7 +99,7 @@ def up(
     print("Up. Next: `./almoner submit FILE`, `./almoner watch`; `./almoner down` stops everything, the data stays.")
 
 
-@app.command()
+@app.command(epilog=examples("down"))
 def down() -> None:
     """Stop what `up` started. The data stays."""
     from libs.cli.context import home
@@ -82,7 +109,7 @@ def down() -> None:
     print("Down.")
 
 
-@app.command()
+@app.command(epilog=examples("demo", "demo --disbursements 1000"))
 def demo(
     disbursements: Annotated[int, typer.Option(min=100, max=1_000_000)] = 10_000,
 ) -> None:
@@ -92,7 +119,7 @@ def demo(
     run(disbursements)
 
 
-@app.command()
+@app.command(epilog=examples("bench 100000", "bench 4000 --replicas"))
 def bench(
     disbursements: Annotated[int, typer.Argument(metavar="N", min=1000, max=10_000_000)] = 100_000,
     replicas: Annotated[bool, typer.Option("--replicas", help="two replicas against one, with slow simulators")] = False,
@@ -105,10 +132,52 @@ def bench(
     run(disbursements)
 
 
+@simulated.command("people", epilog=examples("simulate people docs/samples/drought-relief.csv --without 2"))
+def simulate_people(
+    file: Annotated[Path, typer.Argument(help="CSV with a column beneficiary_id")],
+    without: Annotated[int, typer.Option(min=0, help="but not so many, the last ones")] = 0,
+) -> None:
+    """Give the mapper the addresses of the people in a file."""
+    from libs.cli.simulate import people as run
+
+    run(file, without)
+
+
+@simulated.command("reverse", epilog=examples('simulate reverse RUN-1 DR26-11-0000001 --reason "ACCOUNT CLOSED"'))
+def simulate_reverse(
+    envelope: EnvelopeName,
+    disbursements: Annotated[list[str], typer.Argument(metavar="DISBURSEMENT", help="the ids")],
+    reason: Annotated[str, typer.Option(help="what the statement says")] = "ACCOUNT CLOSED",
+) -> None:
+    """Have the bank give payments back."""
+    from libs.cli.simulate import reverse as run
+
+    run(envelope, disbursements, reason)
+
+
+@simulated.command(
+    "lost-answer", epilog=examples("simulate lost-answer", "simulate lost-answer --bank full --verb initiate_payment")
+)
+def simulate_lost_answer(
+    bank: Annotated[BankName, typer.Option(help="full can be asked afterwards; example cannot")] = BankName.example,
+    verb: Annotated[BankVerb, typer.Option(help="of the bank's")] = BankVerb.block_funds,
+) -> None:
+    """Have a bank do what it is asked next, and lose its answer."""
+    from libs.cli.simulate import lost_answer as run
+
+    run(bank.value, verb.value)
+
+
 # --- Submitting -------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "submit docs/samples/drought-relief.csv --envelope-id RUN-1 --programme DROUGHT-RELIEF --benefit-code CASH-2026 "
+        "--cycle 2026-11 --currency KES --dry-run",
+        "submit people.jsonl --envelope envelope.json --yes",
+    )
+)
 def submit(
     file: Annotated[Path, typer.Argument(help="CSV with a header, or JSON Lines; see docs/schemas")],
     envelope: Annotated[Path | None, typer.Option(help="JSON file with the envelope's fields")] = None,
@@ -156,7 +225,13 @@ def _envelope_file(path: Path | None) -> dict[str, Any]:
     return dict(fields)
 
 
-@statements.command("submit")
+@statements.command(
+    "submit",
+    epilog=examples(
+        "statement submit statement.sta",
+        "statement submit statement.sta --url https://almoner.example/statements --token TOKEN",
+    ),
+)
 def statement_submit(
     file: Annotated[Path, typer.Argument(help="MT940")],
     url: Annotated[str | None, typer.Option(help="of ingestion's door for statements")] = None,
@@ -168,10 +243,25 @@ def statement_submit(
     submit_statement(file, url, token)
 
 
+@statements.command(
+    "request", epilog=examples("statement request", 'statement request default --why "nothing since Friday" --yes')
+)
+def statement_request(
+    sponsor: Annotated[str | None, typer.Argument(metavar="[SPONSOR]", help="as funds' settings name it; else all")] = None,
+    why: Why = "requested by an operator",
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Have the bank send a statement of a sponsor's account now; it comes by the bank's call-back."""
+    from libs.cli.act import request_statement
+
+    request_statement(sponsor or "", who, why, yes)
+
+
 # --- Looking ----------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=examples("watch RUN-1", "watch --follow", "watch RUN-1 -o json"))
 def watch(
     envelope: MaybeEnvelope = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until Ctrl-C")] = False,
@@ -183,7 +273,7 @@ def watch(
     run(envelope, follow, output is Output.json)
 
 
-@app.command()
+@app.command(epilog=examples("status", "status RUN-1"))
 def status(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
     """Where envelopes stand, and what needs you; or where one envelope's money is."""
     from libs.cli.watch import status as run
@@ -191,7 +281,7 @@ def status(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
     run(envelope, output is Output.json)
 
 
-@app.command()
+@app.command(epilog=examples("timeline RUN-1", "timeline D-0001"))
 def timeline(
     name: Annotated[str, typer.Argument(metavar="ID", help="an envelope, a batch's UUID, or a disbursement's id")],
     output: Out = Output.text,
@@ -202,7 +292,7 @@ def timeline(
     run(name, output is Output.json)
 
 
-@app.command()
+@app.command(epilog=examples("held", "held RUN-1 -o json"))
 def held(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
     """Who is not paid, why, and what can be done."""
     from libs.cli.story import held as run
@@ -210,7 +300,7 @@ def held(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
     run(envelope, output is Output.json)
 
 
-@app.command()
+@app.command(epilog=examples("books", "books RUN-1"))
 def books(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
     """Prove that every unit of money is somewhere: from rows, from the bank's lines, from events."""
     from libs.cli.books import books as run
@@ -221,22 +311,54 @@ def books(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
 # --- Acting -----------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "retry --kind dispatch --dry-run",
+        "retry --kind resolve --code NOT_REACHED --rate 5 --yes",
+        "retry 17 18 --kind dispatch",
+        "retry RUN-1 --held --yes",
+    )
+)
 def retry(
-    envelope: MaybeEnvelope = None,
-    kind: Annotated[str | None, typer.Option(help="of outside call: resolve, check, block, dispatch, release …")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID", help="subjects as `failures` names them; with --held an envelope; else all"),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="of outside call: resolve, check, block, dispatch, release …", autocompletion=_among(STAGES[1:])),
+    ] = None,
+    code: Annotated[str | None, typer.Option(help="only what failed with this code, as `failures` shows it")] = None,
     held: Annotated[bool, typer.Option("--held", help="people who are held, instead of calls in ERROR")] = False,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="calls a second, at most; sent in portions")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say how many, send nothing")] = False,
     who: Who = None,
     why: Why = "retried by an operator",
     yes: Yes = False,
 ) -> None:
     """Try again what ended in ERROR, or those who are held."""
-    from libs.cli.act import retry as run
+    from libs.cli.context import who_am_i
 
-    run(envelope, kind, held, who, why, yes)
+    if not held:
+        from libs.cli.failures import retry_work
+
+        retry_work(names or [], kind, code, rate, who, why, dry_run, yes)
+        return
+    if kind or code or rate:
+        raise Usage("--held goes with an envelope, not with --kind, --code or --rate")
+    from libs.cli.act import retry_held
+    from libs.cli.failures import one_envelope
+
+    retry_held(one_envelope(names or []), who_am_i(who), why, dry_run, yes)
 
 
-@app.command("settle-unknown")
+@app.command(
+    "settle-unknown",
+    epilog=examples(
+        'settle-unknown dispatch 17 --evidence "statement of 2 November, line 4" --happened 20261102-0099',
+        'settle-unknown block 0197aa4e-0000-7000-8000-000000000001/1 --evidence "the bank says so" --did-not-happen',
+    ),
+)
 def settle_unknown(
     kind: Annotated[Call, typer.Argument(help="of call")],
     subject: Annotated[str, typer.Argument(help="as `almoner status` lists it")],
@@ -254,7 +376,7 @@ def settle_unknown(
     run(kind.value, subject, happened, evidence, who, yes)
 
 
-@app.command()
+@app.command(epilog=examples('release RUN-1 --why "programme ends" --yes'))
 def release(envelope: EnvelopeName, why: Why = "released by an operator", who: Who = None, yes: Yes = False) -> None:
     """Give the held money of an envelope back to the sponsor."""
     from libs.cli.act import release as run
@@ -262,7 +384,40 @@ def release(envelope: EnvelopeName, why: Why = "released by an operator", who: W
     run(envelope, who, why, yes)
 
 
-@app.command()
+@app.command(
+    epilog=examples('repay RUN-1 D-0001 D-0002 --why "the account was closed; they have new ones"', "repay RUN-1 --reversed")
+)
+def repay(
+    envelope: EnvelopeName,
+    disbursements: Annotated[list[str] | None, typer.Argument(metavar="DISBURSEMENT", help="the ids, at most 1,000")] = None,
+    reversed_ones: Annotated[bool, typer.Option("--reversed", help="everybody whose payment came back")] = False,
+    why: Why = "paid again by an operator",
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Pay again what the bank gave back or refused, or who was found after the money had been released."""
+    from libs.cli.act import repay as run
+
+    if bool(disbursements) == reversed_ones:
+        raise Usage("say either which disbursements, or --reversed")
+    run(envelope, disbursements or [], reversed_ones, who, why, yes)
+
+
+@app.command(epilog=examples('settle 3 4 --evidence "letter of the bank of 2 November" --why "its own charges" --yes'))
+def settle(
+    exceptions: Annotated[list[int], typer.Argument(metavar="ID", help="as `exceptions` names them")],
+    evidence: Annotated[str, typer.Option(help="how you know; it is kept")],
+    why: Why = "settled by an operator",
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Close exceptions that somebody has dealt with. No money moves by that."""
+    from libs.cli.act import settle as run
+
+    run(exceptions, evidence, who, why, yes)
+
+
+@app.command(epilog=examples("cancel RUN-1", "cancel RUN-1 --disbursement D-0001 --disbursement D-0002 --yes"))
 def cancel(
     envelope: EnvelopeName,
     disbursement: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
@@ -275,10 +430,15 @@ def cancel(
     run(envelope, disbursement or [], why, yes)
 
 
-@app.command()
+@app.command(epilog=examples('pause funds dispatch --why "the bank has called" --yes', "pause resolution consume"))
 def pause(
     service: Service,
-    stage: Annotated[str, typer.Argument(help="consume, or a kind of call: resolve, check, block, dispatch, release")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="consume, or a kind of call: resolve, check, block, dispatch, release, order", autocompletion=_among(STAGES)
+        ),
+    ],
     why: Why = "paused by an operator",
     who: Who = None,
     yes: Yes = False,
@@ -289,10 +449,10 @@ def pause(
     run(service, stage, True, who, why, yes)
 
 
-@app.command()
+@app.command(epilog=examples("resume funds dispatch --yes"))
 def resume(
     service: Service,
-    stage: Annotated[str, typer.Argument(help="as it was paused")],
+    stage: Annotated[str, typer.Argument(help="as it was paused", autocompletion=_among(STAGES))],
     why: Why = "resumed by an operator",
     who: Who = None,
     yes: Yes = False,
@@ -306,7 +466,7 @@ def resume(
 # --- Keeping it going -------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=examples("lag", "lag --watch"))
 def lag(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="again every two seconds, until Ctrl-C")] = False,
     output: Out = Output.text,
@@ -317,7 +477,37 @@ def lag(
     run(watch, output is Output.json)
 
 
-@letters.command("list")
+@app.command(epilog=examples("failures", "failures -o json"))
+def failures(output: Out = Output.text) -> None:
+    """What failed and will not mend itself, by cause, each with the command that deals with it."""
+    from libs.cli.failures import failures as run
+
+    run(output is Output.json)
+
+
+@app.command(epilog=examples("exceptions", "exceptions RUN-1 --reason AMOUNT_MISMATCH --all -o json"))
+def exceptions(
+    envelope: MaybeEnvelope = None,
+    reason: Annotated[str | None, typer.Option(help="only these, such as UNKNOWN_REFERENCE")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="also those that are closed")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="the first so many")] = 1000,
+    output: Out = Output.text,
+) -> None:
+    """What the bank's statements say that agrees with no payment."""
+    from libs.cli.failures import exceptions as run
+
+    run(envelope, reason, everything, limit, output is Output.json)
+
+
+@app.command(epilog=examples("config funds", "config resolution -o json"))
+def config(service: Service, output: Out = Output.text) -> None:
+    """What a service is told: every setting, its value, and where that comes from; secrets are masked."""
+    from libs.cli.settings import config as run
+
+    run(service, output is Output.json)
+
+
+@letters.command("list", epilog=examples("dlq list", "dlq list funds --all"))
 def dlq_list(
     service: MaybeService = None,
     everything: Annotated[bool, typer.Option("--all", help="also those that are handled or given up")] = False,
@@ -329,7 +519,7 @@ def dlq_list(
     run(service, everything, output is Output.json)
 
 
-@letters.command("show")
+@letters.command("show", epilog=examples("dlq show funds 7"))
 def dlq_show(service: Service, letter: Annotated[int, typer.Argument(metavar="ID")], output: Out = Output.text) -> None:
     """One dead letter, with its message as Kafka has it."""
     from libs.cli.operate import dlq_show as run
@@ -337,7 +527,7 @@ def dlq_show(service: Service, letter: Annotated[int, typer.Argument(metavar="ID
     run(service, letter, output is Output.json)
 
 
-@letters.command("redrive")
+@letters.command("redrive", epilog=examples("dlq redrive funds 7 8 --yes", "dlq redrive funds"))
 def dlq_redrive(
     service: Service, letters: LetterIds = None, why: Why = "redriven by an operator", who: Who = None, yes: Yes = False
 ) -> None:
@@ -347,7 +537,7 @@ def dlq_redrive(
     run(service, letters or [], who, why, yes)
 
 
-@letters.command("discard")
+@letters.command("discard", epilog=examples('dlq discard funds 7 --why "sent twice by a test" --yes'))
 def dlq_discard(
     service: Service, letters: LetterIds = None, why: Why = "given up by an operator", who: Who = None, yes: Yes = False
 ) -> None:
@@ -357,7 +547,7 @@ def dlq_discard(
     run(service, letters or [], who, why, yes)
 
 
-@app.command()
+@app.command(epilog=examples("tick", 'tick funds-due --why "the account is funded" --yes'))
 def tick(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="fire it now; without: list the jobs")] = None,
     why: Why = "fired by an operator",
@@ -371,7 +561,7 @@ def tick(
     run(job, who, why, yes, output is Output.json)
 
 
-@app.command()
+@app.command(epilog=examples("audit", "audit funds --limit 10 -o json"))
 def audit(
     service: MaybeService = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="the newest so many")] = 50,
@@ -395,7 +585,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(argv: list[str] | None = None) -> int:
     """Run a verb; returns its exit code."""
     try:
-        return int(app(argv, standalone_mode=False) or 0)
+        return int(app(argv, prog_name="almoner", standalone_mode=False) or 0)
     except CliError as error:
         sys.stdout.flush()
         print(f"almoner: {error}", file=sys.stderr)

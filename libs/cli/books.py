@@ -27,6 +27,7 @@ PROOFS: dict[str, tuple[Callable[[Evidence], Iterator[str]], ...]] = {
         proof_rows.identities,
         proof_rows.counters_are_rows,
         proof_rows.instructions_are_payments,
+        proof_rows.further_blocks_are_repayments,
         proof_rows.amounts_are_as_submitted,
         proof_rows.one_place_each,
         proof_rows.nobody_is_lost,
@@ -196,12 +197,14 @@ def positions(evidence: Evidence) -> list[dict[str, Any]]:
 def notes(evidence: Evidence) -> list[str]:
     """What is no fault and should be known."""
     open_exceptions = evidence.views.rows(
-        """SELECT statement_id, line, reason, reference, amount_minor, detail FROM funds.ops_exceptions
+        """SELECT statement_id, line, instruction, reason, reference, amount_minor, detail FROM funds.ops_exceptions
            WHERE state = 'OPEN' ORDER BY id LIMIT %(shown)s""",
         shown=SHOWN,
     )
     notes = [
         f"exception {row.reason}: line {row.line} of statement {row.statement_id}, {row.amount_minor}, {row.reference}"
+        if row.line is not None
+        else f"exception {row.reason}: {row.detail}, {_place(row)}, {row.amount_minor}"
         for row in open_exceptions
     ]
     settled = next(
@@ -212,3 +215,7 @@ def notes(evidence: Evidence) -> list[str]:
     if settled:
         notes.append(f"{plural(settled, 'payment')} confirmed by an operator's evidence, not by a statement line")
     return notes
+
+
+def _place(row: Any) -> str:
+    return f"statement {row.statement_id}" if row.instruction is None else f"instruction {row.instruction}"

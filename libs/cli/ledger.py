@@ -25,6 +25,7 @@ CREATE TABLE payment (
     confirmed_by TEXT, confirmed_line INT, reversed_by TEXT, reversed_line INT, PRIMARY KEY (instruction, position)
 ) WITHOUT ROWID;
 CREATE TABLE held (e INT, id TEXT, minor INT, reason TEXT, PRIMARY KEY (e, id)) WITHOUT ROWID;
+CREATE TABLE repaid (e INT, id TEXT, minor INT, instruction INT, position INT);  -- the reversed payment, if there was one
 CREATE TABLE cancelled (e INT, id TEXT, minor INT, in_block INT, released INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
 CREATE TABLE line (
     statement TEXT, line INT, mark TEXT, minor INT, reference TEXT, fifth TEXT, bank_reference TEXT,
@@ -43,6 +44,7 @@ _INDEXES = """
 CREATE INDEX payment_id ON payment (e, id);
 CREATE INDEX payment_confirmed ON payment (confirmed_by, confirmed_line) WHERE confirmed_by IS NOT NULL;
 CREATE INDEX payment_reversed ON payment (reversed_by, reversed_line) WHERE reversed_by IS NOT NULL;
+CREATE INDEX repaid_payment ON repaid (instruction, position);
 CREATE INDEX payment_reference ON payment (reference);
 CREATE INDEX line_reference ON line (reference, mark);
 ANALYZE;
@@ -89,7 +91,7 @@ class Ledger:
     # What the services' rows say.
 
     def load_rows(self, views: Views) -> None:
-        """Disbursements, payments, holds and cancellations of the envelopes; all statement exceptions."""
+        """Disbursements, payments, holds, repayments and cancellations of the envelopes; all statement exceptions."""
         ids, number = self.envelopes, self.numbers
         chosen = "WHERE envelope_id = ANY(%(ids)s::uuid[])"
         self._fill(
@@ -128,6 +130,17 @@ class Ledger:
             ),
         )
         self._fill(
+            "repaid",
+            (
+                (number[row.envelope_id], row.disbursement_id, row.amount_minor, row.instruction, row.position)
+                for row in views.stream(
+                    f"""SELECT envelope_id, disbursement_id, amount_minor, instruction, position FROM funds.ops_repayments
+                        {chosen} AND state IN ('PAYING', 'CANCELLED')""",
+                    ids=ids,
+                )
+            ),
+        )
+        self._fill(
             "cancelled",
             (
                 (
@@ -145,7 +158,7 @@ class Ledger:
             "exception",
             (
                 (str(row.statement_id), row.line, row.reason)
-                for row in views.stream("SELECT statement_id, line, reason FROM funds.ops_exceptions")
+                for row in views.stream("SELECT statement_id, line, reason FROM funds.ops_exceptions WHERE line IS NOT NULL")
             ),
         )
 

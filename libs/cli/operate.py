@@ -87,7 +87,7 @@ def dlq_show(service: str, letter_id: int, as_json: bool) -> None:
         print_json({"service": service, **as_dict(letter), "headers": headers, "body": body})
         return
     for name, value in as_dict(letter).items():
-        print(f"{name:15} {clock(value) if name == 'created_at' else value}")
+        print(f"{name:15} {clock(value) if name == 'created_at' else '–' if value is None else value}")
     if message is None:
         print("Kafka does not keep this message any more; the service does, and can still publish it again.")
         return

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 from libs.cli.evidence import ENDS, LIVE, PARTS, POSITION, STATE_OF, Evidence
 
+# Where a disbursement is: a reversed payment is not its place any more once it is repaid, or cancelled before it could be.
+_PLACE = f"""{LIVE} AND NOT (p.state = 'REVERSED' AND EXISTS (
+    SELECT 1 FROM repaid r WHERE r.instruction = p.instruction AND r.position = p.position))"""
 _NOWHERE = f"""
     SELECT d.id, d.minor FROM disbursement d WHERE d.e = ?
-    AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.e = d.e AND p.id = d.id AND {LIVE})
+    AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.e = d.e AND p.id = d.id AND {_PLACE})
     AND NOT EXISTS (SELECT 1 FROM held h WHERE h.e = d.e AND h.id = d.id)
     AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.e = d.e AND c.id = d.id)
 """
@@ -84,6 +87,21 @@ def instructions_are_payments(evidence: Evidence) -> Iterator[str]:
                 yield f"instruction {row.instruction}: {what} says {getattr(row, what)}, its payments give {found[what]}"
 
 
+def further_blocks_are_repayments(evidence: Evidence) -> Iterator[str]:
+    """What was reserved beyond the first block is what was to be paid again, disbursement by disbursement."""
+    for row in evidence.views.rows(
+        """SELECT b.envelope_id, b.block, b.amount_minor, coalesce(sum(r.amount_minor), 0)::bigint AS minor
+           FROM funds.ops_blocks b LEFT JOIN funds.ops_repayments r ON r.envelope_id = b.envelope_id AND r.block = b.block
+                AND r.state IN ('PAYING', 'CANCELLED')
+           WHERE b.envelope_id = ANY(%(ids)s::uuid[]) AND b.further AND b.state = 'BLOCKED'
+           GROUP BY b.envelope_id, b.block, b.amount_minor ORDER BY b.envelope_id, b.block""",
+        ids=evidence.ids,
+    ):
+        if row.amount_minor != row.minor:
+            name = evidence.names[evidence.ids.index(row.envelope_id)]
+            yield f"{name}: block {row.block} has {row.amount_minor}, what was to be repaid from it adds up to {row.minor}"
+
+
 def amounts_are_as_submitted(evidence: Evidence) -> Iterator[str]:
     for place, key in (("payment", "instruction || '/' || position"), ("held", "p.id"), ("cancelled", "p.id")):
         for row in evidence.ledger.query(
@@ -97,7 +115,7 @@ def amounts_are_as_submitted(evidence: Evidence) -> Iterator[str]:
 def one_place_each(evidence: Evidence) -> Iterator[str]:
     for row in evidence.ledger.query(
         f"""SELECT e, id, group_concat(place, ' and ') AS places FROM (
-                SELECT e, id, 'payment ' || instruction || '/' || position || ' ' || state AS place FROM payment WHERE {LIVE}
+                SELECT e, id, 'payment ' || instruction || '/' || position || ' ' || state AS place FROM payment p WHERE {_PLACE}
                 UNION ALL SELECT e, id, 'held ' || reason FROM held
                 UNION ALL SELECT e, id, 'cancelled' FROM cancelled)
             GROUP BY e, id HAVING count(*) > 1"""
@@ -115,9 +133,11 @@ def nobody_is_lost(evidence: Evidence) -> Iterator[str]:
 
 
 def _nowhere(evidence: Evidence, number: int) -> int:
-    """Money of disbursements in no other place: not yet at funds. Those who were held and then released are not in it."""
+    """Money of disbursements in no other place: not yet at funds. Those who were held and then released are not in it, and
+    those of them who were repaid are in another place."""
     envelope_id = evidence.rows[number].envelope_id
     sql = f"SELECT coalesce(sum(minor), 0) AS minor FROM ({_NOWHERE})"
     nowhere = int(next(evidence.ledger.query(sql, number))["minor"])
     released = sum(release.amount_minor for release in evidence.releases if release.envelope_id == envelope_id)
-    return nowhere - int(released - evidence.sum("cancelled", number, "in_block AND released"))
+    repaid = evidence.sum("repaid", number, "instruction IS NULL")
+    return nowhere - int(released - repaid - evidence.sum("cancelled", number, "in_block AND released"))

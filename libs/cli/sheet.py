@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -22,6 +22,8 @@ from libs.common.envelope import pointer
 from libs.common.money import MAX_MINOR, MoneyError, scale, to_minor
 
 SHOWN_FAULTS = 100
+_LINE_CHARACTERS = 1_000_000  # no disbursement is so long: whatever the file is, little of it is in memory
+_NOT_UTF8 = "not UTF-8: save the file with that encoding"
 SCHEMAS = ROOT / "docs" / "schemas"
 
 DecimalText = Annotated[
@@ -69,7 +71,7 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"line {self.line}" + (f", {self.place}" if self.place else "") + f": {self.message}"
+        return printable(f"line {self.line}" + (f", {self.place[:80]}" if self.place else "") + f": {self.message}")
 
 
 @dataclass
@@ -95,6 +97,11 @@ class Summary:
             self.warnings.append(warning)
 
 
+def printable(text: str) -> str:
+    """For a terminal, which takes other characters for commands, or can't write them at all."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def is_csv(path: Path) -> bool:
     """By its ending; else by its first character, which is `{` in JSON Lines."""
     if path.suffix.lower() in (".csv", ".jsonl", ".ndjson"):
@@ -109,8 +116,8 @@ def envelope_from(path: Path) -> dict[str, Any] | None:
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         try:
-            first = json.loads(file.readline())
-        except ValueError:
+            first = json.loads(file.readline(_LINE_CHARACTERS))
+        except (ValueError, RecursionError):
             return None
     if isinstance(first, dict) and set(first) == {"envelope"} and isinstance(first["envelope"], dict):
         return dict(first["envelope"])
@@ -126,7 +133,7 @@ def parse_envelope(fields: dict[str, Any]) -> EnvelopeFile:
             to_minor(envelope.total, envelope.currency)
         return envelope
     except ValidationError as error:
-        faults = [f"  {pointer(one['loc']) or '/'}: {one['msg']}" for one in error.errors(include_url=False)]
+        faults = [f"  {printable(pointer(one['loc'])) or '/'}: {one['msg']}" for one in error.errors(include_url=False)]
         raise Refused("the envelope is not complete:\n" + "\n".join(faults)) from None
     except MoneyError as error:
         raise Refused(f"the envelope: {error}") from None
@@ -141,10 +148,17 @@ def _read_csv(path: Path) -> Iterator[tuple[int, DisbursementLine | list[Fault]]
     known = list(DisbursementLine.model_fields)
     required = [name for name, info in DisbursementLine.model_fields.items() if info.is_required()]
     with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        first = file.readline()
+        first = file.readline(_LINE_CHARACTERS)
+        if not _is_utf8(first) or "\0" in first:
+            yield 1, [Fault(1, "", _NOT_UTF8)]
+            return
         file.seek(0)
-        rows = csv.reader(file, delimiter=";" if first.count(";") > first.count(",") else ",", strict=True)
-        header = [name.strip().lower() for name in next(rows, [])]
+        rows = csv.reader(_pieces(file), delimiter=max(",;\t|", key=first.count), strict=True)
+        try:
+            header = [name.strip().lower() for name in next(rows, [])]
+        except csv.Error as error:
+            yield 1, [Fault(1, "", f"not CSV: {error}")]
+            return
         faults = [
             Fault(1, name, "a column we don't know; known are " + ", ".join(known)) for name in header if name not in known
         ]
@@ -173,13 +187,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, DisbursementLine | list[Fault]]
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, DisbursementLine | list[Fault]]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for line, text in enumerate(file, 1):
+        for line, text in enumerate(_pieces(file), 1):
             if not text.strip():
                 continue
             try:
                 given = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield line, [Fault(line, "", f"not JSON: {error}")]
+                if len(text) == _LINE_CHARACTERS:
+                    return  # of a longer line the end is missing, and no line after it could be counted
                 continue
             if not isinstance(given, dict):
                 yield line, [Fault(line, "", "a line is a JSON object")]
@@ -189,9 +205,14 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, DisbursementLine | list[
                 yield line, _line(line, given, csv_columns=False)
 
 
+def _pieces(file: TextIO) -> Iterator[str]:
+    """The lines of a file; one that is too long comes in several."""
+    return iter(lambda: file.readline(_LINE_CHARACTERS), "")
+
+
 def _line(line: int, given: dict[str, Any], *, csv_columns: bool) -> DisbursementLine | list[Fault]:
     if any(isinstance(value, str) and not value.isascii() and not _is_utf8(value) for value in given.values()):
-        return [Fault(line, "", "not UTF-8: save the file with that encoding")]
+        return [Fault(line, "", _NOT_UTF8)]
     if csv_columns:
         given = {name: value.strip() for name, value in given.items()}
     try:

@@ -1,10 +1,27 @@
 """`almoner timeline` and `almoner held`: what happened to an envelope, a batch, a person; and who waits for what."""
 
+import json
+import re
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
-from libs.cli.context import Refused, Views, as_dict, as_uuid, clock, find_envelope, money, plural, print_json, table
+from libs.cli.context import (
+    SERVICES,
+    Refused,
+    Views,
+    as_dict,
+    as_uuid,
+    clock,
+    find_envelope,
+    money,
+    plural,
+    print_json,
+    table,
+)
 
 HISTORIES = ("ingestion", "resolution", "funds")
+TOLD_SINGLY = 3  # what happened more often is one line, with its count
 
 # What a person can do about it; the reason itself comes from the service that holds.
 ADVICE = {
@@ -12,22 +29,76 @@ ADVICE = {
     "funds": "`almoner retry --held` pays again whom the bank refused, `almoner release` gives the money back",
 }
 
+# The views' steps as a sentence says them, after the service's name; a step that is not here speaks for itself.
+SAYINGS = {
+    "accepted": "accepts the envelope",
+    "submission accepted": "answers that it is accepted",
+    "submission rejected": "answers that it is rejected",
+    "submission parked": "keeps for later",
+    "batch cut": "cuts a batch",
+    "complete": "has all that was declared",
+    "cancellation passed on": "passes a cancellation on to funds",
+    "batch received": "is to find addresses",
+    "asked again": "asks the mapper again",
+    "addresses resolved": "has the mapper's answer",
+    "address resolved": "has found the address of",
+    "complete at funds": "knows how much is needed",
+    "funds blocked": "has the money reserved by the bank",
+    "arrived at funds": "knows where to pay",
+    "dispatched": "has sent payments to the bank",
+    "confirmed": "finds payments on the bank's statement",
+    "held": "holds",
+    "cancelled": "cancels",
+    "reversed": "finds the money given back",
+    "repayment asked": "is to pay again",
+    "exception": "finds a line that agrees with no payment",
+    "released": "has given held money back to the sponsor",
+    "settled": "has settled: every unit is accounted for",
+}
+_ONE = re.compile(r"\b1 (batche|payment|disbursement|people)s?\b")
+_MINOR = re.compile(r"\b(\d+) minor units\b")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happened, once or (`times`) often. `who` is an operator, where it was one."""
+
+    service: str
+    at: datetime
+    last: datetime
+    times: int
+    step: str
+    detail: str = ""
+    disbursement_id: str | None = None
+    who: str = ""
+
 
 def timeline(name: str, as_json: bool) -> None:
     """The history of an envelope (publisher's id or UUID), a batch (UUID) or a disbursement."""
     with Views() as views:
-        title, rows = found_story(views, name)
+        title, steps, currency = found_story(views, name)
     if as_json:
-        print_json({"about": title, "steps": [as_dict(row) for row in rows]})
+        print_json({"about": title, "steps": [asdict(step) for step in steps]})
         return
-    print(title)
-    for row in rows:
-        times = f" ×{row.times:,}" if row.times > 1 else ""
-        until = f" … {clock(row.last)[11:]}" if row.times > 1 and clock(row.last) != clock(row.at) else ""
-        print(f"  {clock(row.at)}{until}  {row.service:<10}  {row.step}{times}{': ' + row.detail if row.detail else ''}")
+    print(f"{title}; times in UTC")
+    for step in steps:
+        until = f" … {clock(step.last)[11:]}" if step.times > 1 and clock(step.last) != clock(step.at) else ""
+        print(f"  {clock(step.at)}{until}  {step.who or step.service:<10}  {sentence(step, currency)}")
 
 
-def found_story(views: Views, name: str) -> tuple[str, list[Any]]:
+def sentence(step: Step, currency: str) -> str:
+    said = SAYINGS.get(step.step, step.step)
+    whom = f" {step.disbursement_id}" if step.disbursement_id else " this person" if said.endswith((" of", "holds")) else ""
+    if step.times > 1:
+        whom = " people" if whom else ""
+    times = f" ×{step.times:,}" if step.times > 1 else ""
+    detail = _MINOR.sub(lambda found: money(int(found[1]), currency), step.detail)
+    detail = _ONE.sub(lambda found: "1 " + {"batche": "batch", "people": "person"}.get(found[1], found[1]), detail)
+    return f"{said}{whom}{times}{': ' + detail if detail else ''}"
+
+
+def found_story(views: Views, name: str) -> tuple[str, list[Step], str]:
+    """Title, steps and currency."""
     uuid = as_uuid(name)
     envelopes = views.rows(
         "SELECT * FROM ingestion.ops_envelopes WHERE envelope_id = %(id)s OR publisher_envelope_id = %(name)s",
@@ -36,14 +107,16 @@ def found_story(views: Views, name: str) -> tuple[str, list[Any]]:
     )
     if envelopes:
         row = find_envelope(views, name)
-        title = f"Envelope {row.publisher_envelope_id} ({row.envelope_id}), {plural(row.declared, 'disbursement')}"
-        return title, history(views, row.envelope_id)
+        amount = money(row.declared_minor, row.currency)
+        title = f"Envelope {row.publisher_envelope_id} ({row.envelope_id}), {plural(row.declared, 'disbursement')} of {amount} in all"
+        return title, history(views, row.envelope_id), row.currency
     if uuid:
         batch = views.one("SELECT * FROM ingestion.ops_batches WHERE batch_id = %(id)s", id=uuid)
         if batch:
             size = plural(batch.count, "disbursement")
             title = f"Batch {batch.number} ({batch.batch_id}) of envelope {batch.envelope_id}, {size}"
-            return title, history(views, batch.envelope_id, batch.batch_id)
+            currency = find_envelope(views, str(batch.envelope_id)).currency
+            return title, history(views, batch.envelope_id, batch.batch_id), currency
     people = views.rows("SELECT * FROM ingestion.ops_disbursements WHERE disbursement_id = %(name)s", name=name)
     if not people:
         raise Refused(f"nothing is called {name!r}: give an envelope's id, a batch's UUID or a disbursement's id")
@@ -56,16 +129,18 @@ def found_story(views: Views, name: str) -> tuple[str, list[Any]]:
     envelope = find_envelope(views, str(one.envelope_id))
     amount = money(one.amount_minor, envelope.currency)
     title = f"Disbursement {name} of {amount} to {one.beneficiary_id}, envelope {envelope.publisher_envelope_id}"
-    return title, history(views, one.envelope_id, one.batch_id, name)
+    return title, history(views, one.envelope_id, one.batch_id, name), envelope.currency
 
 
-def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_id: str | None = None) -> list[Any]:
-    """Steps in order of time. Seen from the envelope, what many batches or people did is one line with its count."""
-    rows = []
+def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_id: str | None = None) -> list[Step]:
+    """Steps in order of time, operators' among them. What many batches or people did is one step with its count."""
+    steps = []
     for service in HISTORIES:
-        rows += views.rows(
-            f"""SELECT %(service)s AS service, min(at) AS at, max(at) AS last, count(*) AS times, step,
-                       CASE WHEN count(*) = 1 THEN min(detail) ELSE '' END AS detail
+        for row in views.rows(
+            f"""SELECT step, count(*) AS times, min(at) AS at, max(at) AS last,
+                       (array_agg(at ORDER BY at, detail, disbursement_id))[:{TOLD_SINGLY}] AS ats,
+                       (array_agg(coalesce(detail, '') ORDER BY at, detail, disbursement_id))[:{TOLD_SINGLY}] AS details,
+                       (array_agg(disbursement_id ORDER BY at, detail, disbursement_id))[:{TOLD_SINGLY}] AS people
                 FROM {service}.ops_history
                 WHERE envelope_id = %(envelope)s AND (%(batch)s::uuid IS NULL OR step NOT LIKE 'submission%%')
                   AND (batch_id IS NULL OR %(batch)s::uuid IS NULL OR batch_id = %(batch)s)
@@ -74,12 +149,43 @@ def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_i
                 GROUP BY step, CASE WHEN %(batch)s::uuid IS NULL AND batch_id IS NOT NULL THEN ''
                                     WHEN disbursement_id IS NOT NULL AND %(disbursement)s::text IS NULL THEN ''
                                     ELSE at::text || coalesce(detail, '') END""",
-            service=service,
             envelope=envelope_id,
             batch=batch_id,
             disbursement=disbursement_id,
-        )
-    return sorted(rows, key=lambda row: (row.at, HISTORIES.index(row.service)))
+        ):
+            if row.times > TOLD_SINGLY:
+                steps.append(Step(service, row.at, row.last, row.times, row.step))
+                continue
+            for at, detail, person in zip(row.ats, row.details, row.people, strict=True):
+                whom = None if person == disbursement_id else person
+                steps.append(Step(service, at, at, 1, row.step, detail, whom))
+    steps += _operators(views, envelope_id, disbursement_id)
+    order = list(SAYINGS)
+
+    def place(step: Step) -> tuple[Any, ...]:
+        """By time; what one transaction did at once, in the order of the journey."""
+        journey = order.index(step.step) if step.step in order else -1
+        return step.at, SERVICES.index(step.service), journey, step.disbursement_id or "", step.detail
+
+    return sorted(steps, key=place)
+
+
+def _operators(views: Views, envelope_id: Any, disbursement_id: str | None) -> list[Step]:
+    """What operators did about this envelope, from the services' audits."""
+    steps = []
+    for service in SERVICES:
+        for row in views.rows(
+            f"""SELECT at, who, why, action, affected, detail FROM {service}.ops_audit
+                WHERE strpos(detail, %(envelope)s) > 0 ORDER BY id""",
+            envelope=str(envelope_id),
+        ):
+            chosen = json.loads(row.detail[row.detail.index("{") :]).get("disbursement_ids") or [disbursement_id]
+            if disbursement_id is not None and disbursement_id not in chosen:
+                continue
+            refusal = row.detail.partition("; {")[0] if row.detail.startswith("refused: ") else f"{row.affected:,} touched"
+            step = f"asks {service} for {row.action.split('.')[-2]} ({refusal})"
+            steps.append(Step(service, row.at, row.at, 1, step, row.why, who=row.who))
+    return steps
 
 
 def held_rows(views: Views, envelope_id: Any = None) -> list[Any]:

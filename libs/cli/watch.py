@@ -61,6 +61,8 @@ def at_rest(row: Any) -> bool:
     """Nothing of this envelope moves by itself any more: it is settled, or what is left waits for an operator."""
     if row.settled_at is not None:
         return True
+    if row.funds_state == "BLOCK_UNKNOWN":  # nothing is sent until somebody says whether the money is reserved
+        return bool(row.looked_up >= row.declared)
     moving = row.waiting_minor + row.in_flight_minor + row.releasing_minor + row.outstanding_minor
     return bool(row.blocked_minor) and not moving and row.received >= row.declared and row.cut >= row.received
 
@@ -74,7 +76,7 @@ def word(row: Any) -> str:
     if row.received < row.declared:
         return "receiving"
     if at_rest(row):
-        return "needs you" if row.held or row.unknown else "done"
+        return "needs you" if row.held or row.unknown or row.funds_state == "BLOCK_UNKNOWN" else "done"
     return "paying" if row.blocked_minor else "waiting for funds"
 
 
@@ -262,6 +264,8 @@ def conclusion(rows: list[Any]) -> str:
         text += f", {count:,} {what}" if count else ""
     if held:
         text += f"; {held:,} held: `almoner held` says why"
+    if blocks := sum(row.funds_state == "BLOCK_UNKNOWN" for row in rows):
+        text += f"; {plural(blocks, 'block')} unknown: `almoner failures` lists them, `almoner settle-unknown` ends them"
     if unknown:
         text += f"; {unknown:,} unknown: `almoner status` lists them, `almoner settle-unknown` ends them"
     return text

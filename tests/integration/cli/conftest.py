@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from libs.local.supervisor import ROOT
 from tests.support.world import World
 
 SPONSOR = "SPONSOR"
+PLAIN_NAME = "SCHOOL-MEALS/CASH-2026"  # paid by a bank that can be asked nothing
 CURRENCY = "KES"
 TOKEN = "a token for tests only"
 
@@ -57,13 +58,13 @@ class Town(Almoner):
         self.bank = bank
         self.mapper = mapper
 
-    def submit(self, envelope_id: str, count: int, strangers: int = 0) -> list[str]:
+    def submit(self, envelope_id: str, count: int, strangers: int = 0, options: Sequence[str] = ()) -> list[str]:
         """Submit the sample; the mapper does not know the last `strangers`. Returns the disbursements' ids."""
         path = self.folder / f"{envelope_id}.csv"
         sample.write(path, count)
         people = list(sample.people(count))
         self.mapper.put_people((person, sample.address(person)) for _, person, _, _ in people[: count - strangers])
-        self.almoner("submit", str(path), *sample.envelope_options(envelope_id, CURRENCY), "--yes")
+        self.almoner("submit", str(path), *sample.envelope_options(envelope_id, CURRENCY), *options, "--yes")
         return [row[0] for row in people]
 
 
@@ -75,25 +76,32 @@ def alone(world: World, tmp_path: Path) -> Almoner:
 
 
 @pytest.fixture
-def town(world: World, tmp_path: Path) -> Iterator[Town]:
+def limits() -> dict[str, str]:
+    """More settings of the town's services; a test file may have its own."""
+    return {}
+
+
+@pytest.fixture
+def town(world: World, tmp_path: Path, limits: dict[str, str]) -> Iterator[Town]:
     with (
         SimulatorProcess("bank", tmp_path / "bank") as bank_process,
         SimulatorProcess("mapper", tmp_path / "mapper") as mapper_process,
         BankAdmin(bank_process.base_url) as bank,
         MapperAdmin(mapper_process.base_url) as mapper,
     ):
-        banks = {"FULL": {"adapter": "full", "url": f"{bank_process.base_url}/full"}}
+        banks = {
+            "FULL": {"adapter": "full", "url": f"{bank_process.base_url}/full"},
+            "PLAIN": {"adapter": "example", "url": f"{bank_process.base_url}/example"},
+        }
+        sponsors = {"default": {"bank": "FULL", "account": SPONSOR}, PLAIN_NAME: {"bank": "PLAIN", "account": SPONSOR}}
         world.topics("ingestion.results.v1", "funds.commands.v1", "funds.payments.v1", "funds.envelopes.v1")
         world.run("scheduler")
         ingestion = world.run("ingestion", ALMONER_INGESTION_STATEMENT_TOKENS=json.dumps({"full": TOKEN}))
-        world.run("resolution", ALMONER_RESOLUTION_MAPPER_URL=mapper_process.base_url)
-        world.run(
-            "funds",
-            ALMONER_FUNDS_BANKS=json.dumps(banks),
-            ALMONER_FUNDS_SPONSORS=json.dumps({"default": {"bank": "FULL", "account": SPONSOR}}),
-        )
-        bank.put_account("full", SPONSOR, CURRENCY, 10**12)
-        bank.set_statements("full", callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
+        world.run("resolution", **limits, ALMONER_RESOLUTION_MAPPER_URL=mapper_process.base_url)
+        world.run("funds", **limits, ALMONER_FUNDS_BANKS=json.dumps(banks), ALMONER_FUNDS_SPONSORS=json.dumps(sponsors))
+        for profile in ("full", "example"):
+            bank.put_account(profile, SPONSOR, CURRENCY, 10**12)
+            bank.set_statements(profile, callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
         for process in world.processes:
             world.until(process.ready, what=f"{process.name} being ready")
         yield Town(world, tmp_path, bank, mapper)

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from libs.cli import sample
+from libs.common.contracts import operator
+from tests.faults.bookkeeping import idle
 from tests.integration.cli.conftest import Town
 from tests.support.world import World
 
@@ -126,3 +129,45 @@ def test_one_event_or_one_line_altered_is_named(paid: tuple[Town, list[str]]) ->
     found = findings(town, "statements", **copied(town.world, f"{town.world.name}c.", another_line))
     assert found
     assert all(ids[6] in finding and reference.reference in finding for finding in found)
+
+
+def test_books_of_who_was_paid_again_balance_and_name_a_repayment_nobody_asked_for(paid: tuple[Town, list[str]]) -> None:
+    town, ids = paid
+    world = town.world
+    [envelope] = world.sql("funds", "SELECT envelope_id FROM envelopes")
+
+    def ask(model: type[operator.Command], service: str = "funds", **fields: Any) -> None:
+        command = model(who="tester", why="test", envelope_id=envelope.envelope_id, **fields)
+        world.publish(f"{service}.commands.v1", command, key=envelope.envelope_id)
+
+    def balanced(**wanted: int) -> None:
+        world.until(lambda: wanted.items() <= town.json("status", "E1").items(), what=str(wanted))
+        world.until(lambda: idle(world))
+        report = town.json("books", "E1")
+        assert report["balanced"]
+        assert report["at_rest"]
+
+    ask(operator.Repay, disbursement_ids=ids[:1])
+    balanced(confirmed=9, reversed=2)
+    # The one without an address: given back, found after all, paid from a block of its own.
+    ask(operator.ReleaseRequested)
+    balanced(held=0, releasing_minor=0)
+    last = len(ids)
+    town.mapper.put_people((person, sample.address(person)) for _, person, _, _ in list(sample.people(last))[-1:])
+    ask(operator.ResolveHeld, "resolution")
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM ops_held WHERE reason = 'BLOCK_RELEASED'"))
+    balanced(confirmed=9)
+    ask(operator.Repay, disbursement_ids=ids[-1:])
+    balanced(confirmed=10, reversed=2)
+    # Cancelled while its money is asked for: given back.
+    town.bank.add_fault("late", profile="full", path="/block_funds", seconds=3)
+    ask(operator.Repay, disbursement_ids=ids[1:2])
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM work WHERE kind = 'block' AND state = 'CLAIMED'"))
+    town.almoner("cancel", "E1", "--disbursement", ids[1], "--yes")
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM releases WHERE reason = 'CANCELLED' AND state = 'RELEASED'"))
+    balanced(confirmed=10, reversed=2)
+
+    world.sql("funds", "UPDATE repayments SET state = 'REFUSED' WHERE disbursement_id = %(id)s", id=ids[0])
+    found = findings(town, "database")
+    assert any(ids[0] in finding and "in two places" in finding for finding in found)
+    assert any("block 2 has" in finding for finding in found)

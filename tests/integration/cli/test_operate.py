@@ -101,3 +101,67 @@ def test_a_tick_by_hand(alone: Almoner, resolution: Process) -> None:
     assert [tick.reason for tick in found if tick.job == "funds-due"] == ["money has come"]
     [row] = alone.json("audit", "--limit", "1")
     assert (row["service"], row["why"], row["affected"]) == ("scheduler", "money has come", 1)
+
+
+def test_every_kind_of_failure_is_listed_with_what_helps(alone: Almoner, resolution: Process) -> None:
+    """A decision that was given up, one that is tried again by itself, a call in doubt, a dead letter."""
+    world = alone.world
+    assert alone.almoner("failures") == "Nothing has failed.\n"
+    world.sql(
+        "ingestion",
+        """INSERT INTO due (job, subject, lock_key, fault, failures, gave_up) VALUES
+           ('read-statement', 's1', 1, 'KeyError', 10, true), ('cut', 'e1', 1, 'ValueError', 1, false)""",
+    )
+    world.sql(
+        "funds",
+        """INSERT INTO work (kind, subject, lock_key, state, code, message, cause_id) VALUES
+           ('dispatch', '7', 1, 'UNKNOWN', 'NO_ANSWER', 'cut off', 'c'), ('dispatch', '8', 1, 'UNKNOWN', 'NO_ANSWER', 'cut off', 'c'),
+           ('check', 'e/1', 1, 'PENDING', 'BUG', 'TypeError', 'c'), ('check', 'e/2', 1, 'PENDING', 'NOT_REACHED', '', 'c'),
+           ('check', 'e/3', 1, 'DONE', NULL, NULL, 'c')""",
+    )
+    publish_broken(world, "one")
+    [letter] = world.until(lambda: letters_of(world))
+    found = {(row["service"], row["kind"]): row for row in alone.json("failures")}
+    told = {name: (row["state"], row["code"], row["count"]) for name, row in found.items()}
+    assert told == {
+        ("ingestion", "read-statement"): ("ERROR", "KeyError", 1),
+        ("ingestion", "cut"): ("BUG", "ValueError", 1),
+        ("funds", "dispatch"): ("UNKNOWN", "NO_ANSWER", 2),
+        ("funds", "check"): ("BUG", "BUG", 1),
+        ("resolution", BATCHES): ("DEAD LETTER", "INVALID_DATA", 1),
+    }
+    commands = {name: row["command"] for name, row in found.items()}
+    assert commands["ingestion", "read-statement"] == "almoner retry --kind read-statement --code KeyError"
+    assert commands["funds", "dispatch"].startswith("almoner settle-unknown dispatch 7 ")
+    assert commands["resolution", BATCHES] == f"almoner dlq show resolution {letter}"
+    assert "1 × read-statement" in alone.almoner("retry", "--dry-run")  # and nothing else is in ERROR
+    assert "No such work is in ERROR." in alone.almoner("retry", "--kind", "dispatch", "--yes")
+
+
+def test_exceptions_are_chosen_by_envelope_reason_and_state(alone: Almoner, resolution: Process) -> None:
+    world = alone.world
+    assert alone.almoner("exceptions") == "No exceptions are open.\n"
+    statement = "01970000-0000-7000-8000-000000000001"
+    world.sql(
+        "funds",
+        """INSERT INTO exceptions (statement_id, line, reason, reference, amount_minor, currency, detail, state) VALUES
+           (%(s)s, 1, 'UNKNOWN_REFERENCE', 'X', 2500, 'KES', 'D line', 'OPEN'),
+           (%(s)s, 2, 'AMOUNT_MISMATCH', 'Y', 700, 'KES', 'D line', 'OPEN'),
+           (%(s)s, 3, 'AMOUNT_MISMATCH', 'Z', 900, 'KES', 'D line', 'CLOSED')""",
+        s=statement,
+    )
+    assert [row["line"] for row in alone.json("exceptions")] == [1, 2]
+    assert [row["line"] for row in alone.json("exceptions", "--all")] == [1, 2, 3]
+    assert [row["line"] for row in alone.json("exceptions", "--reason", "AMOUNT_MISMATCH", "--all")] == [2, 3]
+    [first] = alone.json("exceptions", "--limit", "1")
+    assert (first["reason"], first["amount_minor"], first["currency"], first["state"]) == (
+        "UNKNOWN_REFERENCE",
+        2500,
+        "KES",
+        "OPEN",
+    )
+    shown = alone.almoner("exceptions")
+    assert "25.00 KES" in shown
+    assert "AMOUNT_MISMATCH: the bank booked another amount" in shown
+    assert "The first 1; see --limit." in alone.almoner("exceptions", "--limit", "1")
+    assert "no envelope is called 'E9'" in alone.run("exceptions", "E9", code=1).stderr

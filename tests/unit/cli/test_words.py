@@ -14,7 +14,7 @@ from libs.cli.watch import Rates, at_rest, remaining_seconds
 def row(**given: object) -> SimpleNamespace:
     counts = dict.fromkeys("received cut looked_up dispatched confirmed reversed held cancelled unknown".split(), 0)
     minors = dict.fromkeys("blocked_minor waiting_minor in_flight_minor releasing_minor outstanding_minor".split(), 0)
-    return SimpleNamespace(**{**counts, **minors, "declared": 10, "settled_at": None, **given})
+    return SimpleNamespace(**{**counts, **minors, "declared": 10, "funds_state": "BLOCKED", "settled_at": None, **given})
 
 
 def test_words() -> None:
@@ -40,6 +40,8 @@ def test_an_envelope_is_at_rest_when_what_is_left_waits_for_an_operator() -> Non
     assert not at_rest(row(received=9, cut=9, blocked_minor=100))
     assert at_rest(row(received=10, cut=10, blocked_minor=100, held=2))
     assert at_rest(row(settled_at=datetime.now(UTC)))
+    assert at_rest(row(looked_up=10, funds_state="BLOCK_UNKNOWN"))  # nothing is sent until somebody knows
+    assert not at_rest(row(looked_up=9, funds_state="BLOCK_UNKNOWN"))
 
 
 def test_remaining_time_leaves_out_who_is_held() -> None:

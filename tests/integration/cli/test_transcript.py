@@ -1,0 +1,252 @@
+"""docs/cli.md is true: its commands run in order on real services, and say what it says that they say.
+
+With ALMONER_WRITE_TRANSCRIPT=1 (`make transcript`) the document is written anew instead, from what the commands say now.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date
+from difflib import unified_diff
+
+import pytest
+import typer
+
+from libs.cli import sample
+from libs.cli.app import app
+from libs.common.contracts.ingestion import BatchCut
+from libs.local import mt940
+from libs.local.supervisor import ROOT
+from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Town
+
+DOCUMENT = ROOT / "docs" / "cli.md"
+WRITE = "ALMONER_WRITE_TRANSCRIPT"
+OF_A_STACK = {
+    "up",
+    "down",
+    "demo",
+    "bench",
+    "simulate people",
+    "simulate reverse",
+    "simulate lost-answer",
+}  # of a stack of their own
+PEOPLE = list(sample.people(20))
+
+
+@pytest.fixture
+def limits() -> dict[str, str]:
+    return {"ALMONER_RESOLUTION_RESOLVE_MAX_ATTEMPTS": "2", "ALMONER_RESOLUTION_RESOLVE_BACKOFF_FIRST_SECONDS": "0.05"}
+
+
+# --- What happens between the commands: the document's comments -------------------------------------------------------
+
+
+class Stage:
+    """The town, and what the story's comments do to it or wait for."""
+
+    def __init__(self, town: Town) -> None:
+        self.town = town
+        self.variables: dict[str, str] = {}
+        sample.write(town.folder / "people.csv", 20)
+        sample.write(town.folder / "three.csv", 3)
+        people = {person for _, person, _, _ in sample.people(3)}
+        self.town.mapper.put_people((person, sample.address(person)) for person in sorted(people))
+
+    def directions(self) -> dict[str, Callable[[], object]]:
+        town = self.town
+        return {
+            "the mapper knows all but two of twenty people": lambda: self.known(PEOPLE[:18]),
+            "resolution reads no more": lambda: town.world.until(self.resolution_paused),
+            "all but resolution have done their part": self.others_are_done,
+            "one of the two is added to the mapper": lambda: self.known(PEOPLE[18:19]),
+            "nineteen are confirmed": lambda: self.until("funds", "SELECT 1 FROM ops_envelopes WHERE confirmed = 19"),
+            "RUN-1 is settled": lambda: self.until("funds", "SELECT 1 FROM ops_envelopes WHERE state = 'SETTLED'"),
+            "RUN-2 has arrived at funds": lambda: self.until(
+                "funds", "SELECT 1 FROM ops_work WHERE kind = 'check' AND state = 'PENDING'"
+            ),
+            "the mapper is away": lambda: town.mapper.add_fault("down"),
+            "the mapper was asked in vain": lambda: self.until("resolution", "SELECT 1 FROM ops_work WHERE state = 'ERROR'"),
+            "the mapper is back": town.mapper.delete_faults,
+            "the plain bank blocks and its answer is lost": lambda: town.bank.add_fault(
+                "timeout_after", profile="example", path="/block_funds", count=1
+            ),
+            "the block is unknown": self.unknown_block,
+            "the bank gives one payment of RUN-3 back": self.give_back,
+            "it is paid": lambda: self.until(
+                "funds",
+                "SELECT 1 FROM ops_repayments r JOIN ops_envelopes e USING (envelope_id) WHERE e.confirmed = 3 AND e.state = 'SETTLED'",
+            ),
+            "a message nobody can read comes to resolution": self.broken_message,
+            "it is set aside anew": lambda: self.until("resolution", "SELECT 1 FROM ops_dead_letters WHERE id = 2"),
+            "the bank writes a line that is nobody's": self.foreign_line,
+            "the statement is reconciled": lambda: self.until("funds", "SELECT 1 FROM ops_exceptions"),
+        }
+
+    def until(self, service: str, query: str) -> None:
+        self.town.world.until(lambda: self.town.world.sql(service, query), what=query)
+
+    def known(self, people: list[tuple[str, str, str, int]]) -> None:
+        self.town.mapper.put_people((person, sample.address(person)) for _, person, _, _ in people)
+
+    def resolution_paused(self) -> bool:
+        return any(process.logged("consumption paused") for process in self.town.world.processes)
+
+    def others_are_done(self) -> None:
+        self.until("funds", "SELECT 1 FROM ops_blocks WHERE state = 'BLOCKED'")
+        self.town.world.until(lambda: self.behind() == {"resolution"}, what="all others having consumed")
+
+    def behind(self) -> set[str]:
+        return {row["service"] for row in self.town.json("lag") if row["lag"]}
+
+    def give_back(self) -> None:
+        self.until("funds", "SELECT 1 FROM ops_envelopes WHERE publisher_envelope_id = 'RUN-3' AND state = 'SETTLED'")
+        [row] = self.town.world.sql(
+            "funds",
+            """SELECT reference FROM ops_payments p JOIN ops_envelopes e USING (envelope_id)
+               WHERE e.publisher_envelope_id = 'RUN-3' AND p.disbursement_id = 'DR26-11-0000001'""",
+        )
+        self.town.bank.reverse("full", references=[row.reference], reason="ACCOUNT CLOSED")
+        self.until("funds", "SELECT 1 FROM ops_envelopes WHERE reversed = 1")
+
+    def unknown_block(self) -> None:
+        self.until("funds", "SELECT 1 FROM ops_unknown")
+        [row] = self.town.world.sql("funds", "SELECT envelope_id FROM ops_unknown")
+        self.variables["ENVELOPE"] = str(row.envelope_id)
+        [block] = self.town.bank.blocks("example")
+        self.variables["REFERENCE"] = block["block_reference_no"]
+
+    def broken_message(self) -> None:
+        headers = {"ce_specversion": "1.0", "ce_id": "broken-1", "ce_source": "test", "ce_type": BatchCut.TYPE}
+        self.town.world.publish_raw(
+            "ingestion.batches.v1", b"key", b'{"broken": true}', {**headers, "content-type": "application/json"}
+        )
+        self.until("resolution", "SELECT 1 FROM ops_dead_letters")
+
+    def foreign_line(self) -> None:
+        text = mt940.statement(
+            reference="STMT1",
+            account=SPONSOR,
+            number=900,
+            currency=CURRENCY,
+            opening_minor=100_000,
+            closing_minor=100_000 - 2_500,
+            day=date(2026, 11, 20),
+            lines=[mt940.Line("D", 2_500, "CHARGES", "FEE-1", ["Account keeping"])],
+        )
+        (self.town.folder / "statement.sta").write_text(text)
+
+    def run(self, command: str) -> str:
+        """A command as somebody types it; what it says, and how it ends if not well."""
+        words = [self.variables.get(word[1:], word) if word.startswith("$") else word for word in shlex.split(command)]
+        words = [re.sub(r"\$([A-Z_]+)", lambda found: self.variables[found[1]], word) for word in words]
+        assert words[0] == "almoner", command
+        town = self.town
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "libs.cli", *words[1:]],
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("ALMONER_")},
+                **town.world.env,
+                "PYTHONPATH": str(ROOT),
+                "LOGNAME": "ann",
+                "ALMONER_HOME": str(town.folder / "nothing-is-up"),
+                "ALMONER_STATEMENT_URL": f"{town.world.processes[1].http_url}/statements",
+                "ALMONER_STATEMENT_TOKEN": TOKEN,
+            },
+            cwd=town.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.stdout + (f"[exit code {done.returncode}]\n" if done.returncode else "")
+
+
+# --- What is never twice the same -------------------------------------------------------------------------------------
+
+
+class Plain:
+    """Takes out of what was said what is never twice the same. UUIDs keep their identity over the whole story."""
+
+    def __init__(self, prefix: str) -> None:
+        self.uuids: dict[str, str] = {}
+        self.rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+            (re.escape(prefix), ""),
+            (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", self.uuid),
+            (r" … \d\d:\d\d:\d\d", ""),  # a step that took more than a second
+            (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?", "2026-11-02 08:00:00"),
+            (r"\b20\d\d-\d\d-\d\d\b(?! 08:00:00)", "2026-11-02"),
+            (r"127\.0\.0\.1:\d+", "127.0.0.1:9999"),
+            (r"(?m)(^ *\d+\.\d s  .*\n)+(?= *\d+\.\d s  )", ""),  # of progress, the last
+            (r"(?m)^ *\d+\.\d s  (.*); lag [\d,]+.*$", r"   1.0 s  \1; lag 0"),
+            (r"(\tUTC\t)–(?=\t)", r"\g<1>2026-11-02 08:00:00"),  # of a job, whether it has ticked yet
+            (r"(?m)^(partition|message_offset) ( +)\d+$", r"\1 \g<2>0"),  # by the hash of a key
+            (r"\b00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\b", "00-…-01"),  # a trace
+        ]
+
+    def uuid(self, found: re.Match[str]) -> str:
+        return self.uuids.setdefault(found[0], f"01970000-0000-7000-8000-{len(self.uuids) + 1:012}")
+
+    def __call__(self, text: str) -> str:
+        for pattern, instead in self.rules:
+            text = re.sub(pattern, instead, text)
+        return "".join(aligned(text.splitlines()))
+
+
+def aligned(lines: list[str]) -> Iterator[str]:
+    """Tables, which are separated by tabs where there is no terminal, in columns."""
+    rows: list[list[str]] = []
+    for line in [*lines, ""]:
+        if "\t" in line:
+            rows.append(line.split("\t"))
+            continue
+        columns = max(map(len, rows), default=0)
+        widths = [max(len(row[n]) for row in rows if n < len(row)) for n in range(columns)]
+        for row in rows:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() + "\n"
+        rows = []
+        yield f"{line.rstrip()}\n"
+
+
+# --- The story --------------------------------------------------------------------------------------------------------
+
+PIECES = re.compile(r"<!-- (?P<direction>.*?) -->|```console\n(?P<block>.*?)```", re.DOTALL)
+
+
+def test_every_verb_is_in_the_document() -> None:
+    text = DOCUMENT.read_text()
+    group = typer.main.get_command(app)
+    verbs = {
+        f"{name} {one}" if hasattr(command, "commands") else name
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for one in getattr(command, "commands", [""])
+    }
+    assert [verb for verb in sorted(verbs - OF_A_STACK) if f"\n$ almoner {verb}" not in text] == []
+
+
+def test_the_story_of_the_command_line(town: Town) -> None:
+    stage, plain = Stage(town), Plain(town.world.prefix)
+    directions = stage.directions()
+
+    def told(found: re.Match[str]) -> str:
+        if found["direction"] is not None:
+            directions[found["direction"]]()
+            return found[0]
+        lines = []
+        for command in [line for line in found["block"].splitlines() if line.startswith("$ ")]:
+            said = plain(stage.run(command.removeprefix("$ "))).rstrip("\n")
+            lines.append(f"{command}\n{said}".rstrip())
+        block = "\n".join(lines)
+        if not os.environ.get(WRITE):
+            written = found["block"].splitlines()
+            assert block.splitlines() == written, "\n".join(unified_diff(written, block.splitlines(), "written", "said"))
+        return f"```console\n{block}\n```"
+
+    text = DOCUMENT.read_text()
+    written = PIECES.sub(told, text)
+    if os.environ.get(WRITE):
+        DOCUMENT.write_text(written)
