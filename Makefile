@@ -1,6 +1,6 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-replicas check test mutants drift docs golden locks
+.PHONY: help setup demo bench bench-replicas check test mutants drift docs transcript golden locks
 N ?= 100000
 
 run := .venv/bin/python -m
@@ -36,10 +36,17 @@ mutants: setup ## Take away, one at a time, what makes "paid once" true: a test 
 
 drift: setup ## Whether the generated documents still say what the contracts say.
 	$(run) libs.common.contracts.docs --check
+	$(run) libs.cli.settings --check
+	$(run) deploy.grafana.dashboard --check
 
 docs: setup ## Write the generated documents anew.
 	$(run) libs.common.contracts.docs
 	$(run) libs.cli.sheet
+	$(run) libs.cli.settings
+	$(run) deploy.grafana.dashboard
+
+transcript: setup ## Write what the commands of docs/cli.md say anew, from a story on real services.
+	ALMONER_WRITE_TRANSCRIPT=1 $(run) pytest -q -p no:randomly tests/integration/cli/test_transcript.py
 
 golden: setup ## Keep the wire bytes of this release's events, so that later releases prove they still read them.
 	$(run) tests.contract.golden

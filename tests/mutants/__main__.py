@@ -1,4 +1,5 @@
-"""python -m tests.mutants: take away, one at a time, what makes "paid once" true; each must make a test fail.
+"""python -m tests.mutants: take away, one at a time, what makes "paid once" true, or put back what others got wrong; each must
+make a test fail.
 
 The chosen tests run once as the code is, then against each mutant in a copy of the tree, all on one broker and database.
 """
@@ -25,6 +26,9 @@ LIMIT_SECONDS = 300
 CRASH = "tests/faults/test_crash_funds.py::test_killed_at"
 FREEZE = "tests/faults/test_freeze.py::test_frozen_beyond_its_lease"
 LOCKS = "tests/faults/test_locks.py"
+WORK = "tests/integration/runtime/test_work.py"
+RESOLVE = "tests/integration/resolution/test_resolve.py"
+OPERATIONS = "tests/integration/funds/test_operations.py"
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,77 @@ MUTANTS = [
         "(ambiguous OR state = 'CLAIMED')",
         "ambiguous",
         (f"{CRASH}[call.after_answer-dispatch-example]",),
+    ),
+    # What a bridge of batches gets wrong (docs/compare.md), put back.
+    Mutant(
+        "as in a bridge: stale work is what is fresh, and the other way round",
+        "libs/common/workqueue.py",
+        "AND leased_until < clock_timestamp() AND NOT EXISTS",
+        "AND leased_until > clock_timestamp() AND NOT EXISTS",
+        (f"{WORK}::test_a_lease_that_ran_out_makes_the_next_attempt_ambiguous",),
+    ),
+    Mutant(
+        "as in a bridge: people without an address vanish",
+        "services/resolution/domain.py",
+        "            held[index] = reply\n",
+        "            continue\n",
+        (f"{RESOLVE}::test_a_thousand_people_of_whom_twelve_are_unknown",),
+    ),
+    Mutant(
+        "as in a bridge: of two disbursements for one person in a batch only one is paid",
+        "services/resolution/handlers.py",
+        "        people = [(reference, item.beneficiary_id) for reference, item in zip(references, items, strict=True)]\n",
+        "        people = [(one, who) for who, one in {i.beneficiary_id: r for r, i in zip(references, items, strict=True)}.items()]\n",
+        (f"{RESOLVE}::test_a_thousand_people_of_whom_twelve_are_unknown",),
+    ),
+    Mutant(
+        "as in a bridge: cancelled disbursements are paid",
+        "services/funds/handlers.py",
+        "                if envelope.cancelling or item.disbursement_id in tombstones:\n",
+        "                if envelope.cancelling:\n",
+        (f"{OPERATIONS}::test_cancelled_disbursements_are_never_paid_unless_it_is_too_late[before anything]",),
+    ),
+    Mutant(
+        "as in a bridge: the statement's amount is not compared with what was paid",
+        "services/funds/domain.py",
+        "        elif payment.amount_minor != line.amount_minor or lists[line.instruction].currency != currency:\n",
+        "        elif lists[line.instruction].currency != currency:\n",
+        ("tests/unit/funds/test_domain.py",),
+    ),
+    Mutant(
+        "as in a bridge: a second reversal counts twice",
+        "services/funds/domain.py",
+        "        elif key in seen:\n",
+        '        elif key in seen and line.mark == "D":\n',
+        ("tests/unit/funds/test_domain.py",),
+    ),
+    Mutant(
+        "as in a bridge: a reversal in an earlier file than its debit is an error for ever",
+        "services/funds/handlers.py",
+        "        overtaken = store.end_early_reversals(tx, debits) if early else set()\n",
+        "        overtaken: set[tuple[int, int]] = set()\n",
+        (f"{OPERATIONS}::test_a_reversal_before_its_debit_counts_when_both_are_there",),
+    ),
+    Mutant(
+        "as in a bridge: one bad line fails the file",
+        "services/ingestion/statements.py",
+        "            except mt940.Unreadable as error:\n",
+        "            except ZeroDivisionError as error:\n",
+        ("tests/integration/ingestion/test_statements.py::test_several_statements_in_one_file_and_a_bad_line",),
+    ),
+    Mutant(
+        "as in a bridge: the same statement again is a duplicate for every line",
+        "services/funds/store.py",
+        "           WHERE NOT EXISTS (SELECT 1 FROM statement_chunks s WHERE s.statement_id = c.statement_id AND s.chunk = c.chunk)",
+        "           WHERE true",
+        ("tests/faults/test_races.py::test_every_message_twice_and_again_under_other_ids",),
+    ),
+    Mutant(
+        "as in a bridge: totals are whole numbers, without cents",
+        "libs/common/money.py",
+        '    return checked(int(whole + fraction[:decimals].ljust(decimals, "0")))\n',
+        "    return checked(int(whole) * 10**decimals)\n",
+        ("tests/unit/common/test_money_and_clock.py",),
     ),
 ]
 

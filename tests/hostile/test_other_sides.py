@@ -1,0 +1,384 @@
+"""Banks and mappers which answer nonsense, over real HTTP: whatever comes back, the result is one of the three that the domain
+knows, and it never says more than the answer proves. Nothing is raised; an endless answer ends, and costs little memory."""
+
+import asyncio
+import gzip
+import json
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libs.common.envelope import Cause
+from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent
+from services.funds.adapters.example_bank import ExampleBank
+from services.funds.adapters.full_bank import FullBank
+from services.funds.ports import Accepted, Account, Payment, Refused, Succeeded, Sufficient
+from services.resolution.adapters.spar import Spar
+from services.resolution.adapters.spar2 import Spar2
+from services.resolution.config import Settings
+from services.resolution.domain import Hold
+from tests.hostile.raw_server import RawServer, http
+
+ACCOUNT = Account("SP1", "EUR")
+REFERENCES = [f"REFERENCE{n:07}" for n in range(3)]
+PAYMENTS = [
+    Payment(reference, 1000, "A", "ACC", "BANK_ACCOUNT", "B", "BR", "", "", "", "", ("",) * 6) for reference in REFERENCES
+]
+PATTERNS = {
+    kind: Settings.model_fields[f"{kind.lower()}_pattern"].default for kind in ("BANK_ACCOUNT", "MOBILE_WALLET", "EMAIL_WALLET")
+}
+PEOPLE = [("r1", "p1"), ("r2", "p2")]
+VERBS = ("check", "block", "dispatch", "release")
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def claim(ambiguous: bool = False, timeout_seconds: float = 5.0) -> Claim:
+    return Claim(
+        "k", "s", 0, uuid4(), UUID(int=7), 1, ambiguous, time.monotonic() + timeout_seconds + 10, timeout_seconds, Cause("c")
+    )
+
+
+async def ask(bank: ExampleBank, verb: str, client: httpx.AsyncClient, call: Claim) -> Answer:
+    if verb == "check":
+        return await bank.check(client, call, ACCOUNT, 5)
+    if verb == "block":
+        return await bank.block(client, call, ACCOUNT, 5)
+    if verb == "release":
+        return await bank.release(client, call, ACCOUNT, "BLK", 5)
+    return await bank.dispatch(client, call, ACCOUNT, "BLK", "2026-11-21", PAYMENTS)
+
+
+def results(*refused: int) -> list[dict[str, Any]]:
+    return [
+        {"payment_reference_number": one, "status": "refused" if n in refused else "accepted", "error_code": "X"}
+        for n, one in enumerate(REFERENCES)
+    ]
+
+
+# What each verb answers where all is well; the nonsense is made of it.
+GOOD: dict[str, dict[str, Any]] = {
+    "check": {"status": "success", "account_number": "SP1", "has_sufficient_funds": True, "error_message": ""},
+    "block": {"status": "success", "block_reference_no": "BLK1", "error_message": ""},
+    "release": {"status": "success", "release_reference_no": "REL1", "error_message": ""},
+    "dispatch": {"status": "success", "error_message": "", "results": results()},
+}
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["success", "failed", "partial", "accepted", "refused", "x" * 5000, "\x00", "\ud83d", *REFERENCES]),
+)
+_JSON = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
+)
+
+
+@st.composite
+def _altered(draw: st.DrawFn, good: Any) -> bytes:
+    """A good answer, of which some values are others."""
+    document = json.loads(json.dumps(good))
+    for _ in range(draw(st.integers(0, 3))):
+        place = document
+        while isinstance(place, dict | list) and place:
+            key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+            if draw(st.booleans()) and isinstance(place[key], dict | list) and place[key]:
+                place = place[key]
+                continue
+            place[key] = draw(_JSON)
+            break
+    return json.dumps(document).encode(
+        draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"])), "replace"
+    )
+
+
+_NONSENSE = st.one_of(
+    st.binary(max_size=50),
+    _JSON.map(lambda value: json.dumps(value).encode()),
+    st.sampled_from(
+        [
+            b"",
+            b"null",
+            b"[]",
+            b"[" * 200_000,
+            b'{"status":' * 50_000,
+            b'{"status": ' + b"9" * 10_000 + b"}",
+            b'{"status": "success", "block_reference_no": 1e999, "results": NaN}',
+            b'{"status": "success", "status": "failed"}',
+            b"<html>Welcome</html>",
+        ]
+    ),
+)
+_STATUSES = st.one_of(
+    st.just(200),
+    st.just(200),
+    st.sampled_from([201, 202, 204, 206, 301, 302, 307, 308, 400, 401, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 599]),
+)
+_HEADERS = st.lists(
+    st.sampled_from(
+        [
+            ("Location", "http://127.0.0.1:1/elsewhere"),
+            ("Location", "::::"),
+            ("Content-Encoding", "gzip"),
+            ("Content-Encoding", "zstd"),
+            ("Content-Type", "application/json; charset=utf-7"),
+            ("Content-Type", "\u00e9"),
+            ("Retry-After", "9" * 400),
+            ("Retry-After", "Fri, 99 Nov 2026 99:99:99 GMT"),
+            ("Set-Cookie", "a=b; Domain=\u00e9; Expires=never; Max-Age=x"),
+            ("X", "y" * 60_000),
+        ]
+    ),
+    max_size=2,
+)
+
+
+@st.composite
+def _wire(draw: st.DrawFn, good: Any) -> tuple[bytes, int, bytes | None]:
+    """(what is sent, its status, its body if all of it arrives)."""
+    status, body = draw(_STATUSES), draw(st.one_of(_altered(good), _NONSENSE))
+    if status == 204:
+        body = b""
+    headers = draw(_HEADERS)
+    framing = draw(st.sampled_from(["length", "length", "chunked", "short", "cut", "no HTTP", "silence"]))
+    if framing == "no HTTP":
+        return draw(st.binary(min_size=1, max_size=30)) + body, 0, None
+    if framing == "silence":
+        return b"", 0, None
+    if framing == "chunked":
+        sent = http(status, body, *headers, chunked=True)
+    else:
+        sent = http(status, body, *headers, length=len(body) + (5 if framing == "short" and status != 204 else 0))
+    if framing == "cut":
+        sent = sent[: draw(st.integers(0, len(sent) - 1))]
+    whole = framing in ("length", "chunked") and not any(name == "Content-Encoding" for name, _ in headers)
+    return sent, status, body if whole else None
+
+
+def document(body: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def assert_storable(code: str, message: str) -> None:
+    """For columns of text, and for people."""
+    assert code
+    assert "\x00" not in code + message
+    (code + message).encode()
+
+
+@pytest.mark.parametrize("bank", [ExampleBank, FullBank])
+@pytest.mark.parametrize("verb", VERBS)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_bank_may_answer_anything(loop: asyncio.Runner, bank: type[ExampleBank], verb: str, data: st.DataObject) -> None:
+    if bank is ExampleBank and verb == "release":
+        return  # it has none, and says so
+    good = GOOD[verb]
+    sent, status, body = data.draw(_wire(good))
+    ambiguous = bank is FullBank and verb != "check" and data.draw(st.booleans())
+    if ambiguous:  # the query is answered with nonsense
+        sent, status, body = data.draw(_wire({"found": True, "status_code": 200, "answer": good}))
+
+    async def one() -> Answer:
+        async with RawServer(lambda _: iter([sent])) as server, httpx.AsyncClient(verify=False) as client:
+            return await ask(bank(server.url), verb, client, claim(ambiguous))
+
+    answer = loop.run(one())
+    if isinstance(answer, NotSent):  # the request itself was refused: money.md §3 leaves nothing else
+        assert 400 <= status < 500
+        assert status not in (408, 409)
+        assert_storable(answer.code, answer.message)
+    elif isinstance(answer, MaybeDone):
+        assert_storable(answer.code, answer.message)
+    else:
+        assert status == 200
+        assert isinstance(answer, Done)
+        said = document(body)
+        if ambiguous and said.get("found") is True:
+            said = said["answer"]
+        value = answer.value
+        if isinstance(value, Succeeded):
+            assert value.reference in (said.get("block_reference_no"), said.get("release_reference_no"))
+            assert_storable(value.reference, "")
+        elif isinstance(value, Sufficient):
+            assert said["has_sufficient_funds"] is True
+        elif isinstance(value, Refused):
+            assert said["status"] == "failed" or verb == "check"
+            assert_storable("x", value.message)
+        else:
+            assert isinstance(value, Accepted)
+            assert said["status"] in ("success", "partial", "failed")
+            if bank is FullBank:  # it answers for each payment: none is forgotten, none told twice
+                assert sorted(one["payment_reference_number"] for one in said["results"]) == REFERENCES
+            for reference, _, message in value.refused:
+                assert reference in REFERENCES
+                assert_storable("x", message)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        results()[:2],
+        [*results(), *results(1)[1:2]],
+        [*results()[:2], {"payment_reference_number": "SOMEBODY ELSE'S", "status": "refused"}],
+    ],
+    ids=["one is missing", "one is told twice", "one is another's"],
+)
+def test_results_which_are_not_those_of_the_payments_prove_nothing(loop: asyncio.Runner, found: list[Any]) -> None:
+    """Whoever is not named may or may not be paid; whoever is refused and accepted at once must not be sent again."""
+    body = json.dumps({"status": "partial", "results": found}).encode()
+
+    async def one() -> Answer:
+        async with RawServer(lambda _: iter([http(200, body)])) as server, httpx.AsyncClient(verify=False) as client:
+            return await ask(FullBank(server.url), "dispatch", client, claim())
+
+    assert isinstance(loop.run(one()), MaybeDone)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_bank_that_makes_sense_is_understood(loop: asyncio.Runner, verb: str) -> None:
+    """The other tests here would pass with an adapter that understands nothing."""
+
+    async def one() -> Answer:
+        body = json.dumps(GOOD[verb]).encode()
+        async with (
+            RawServer(lambda _: iter([http(200, body, chunked=True)])) as server,
+            httpx.AsyncClient(verify=False) as client,
+        ):
+            return await ask(FullBank(server.url), verb, client, claim())
+
+    assert isinstance(loop.run(one()), Done)
+
+
+# --- Mapper -----------------------------------------------------------------------------------------------------------
+
+
+def resolved(version: type[Spar], fa: Any) -> dict[str, Any]:
+    found = [
+        {"reference_id": one, "id": person, "fa": fa, "status": "succ", "status_reason_code": "succ.id.active"}
+        for one, person in PEOPLE
+    ]
+    if version is Spar2:
+        header = {"request_id": None, "response_status": "SUCCESS"}
+        return {"response_header": header, "response_body": {"response_payload": {"resolve_response": found}}}
+    return {"header": {"status": "succ", "message_id": None}, "message": {"resolve_response": found}}
+
+
+FA = {
+    Spar: "account_number:1.branch_code:2.bank_code:3.mobile_number:.email_address:.fa_type:BANK_ACCOUNT",
+    Spar2: {"account_number": "1", "bank_code": "3", "fa_type": "BANK"},
+}
+
+
+async def resolve(version: type[Spar], url: str, client: httpx.AsyncClient, call: Claim) -> Any:
+    mapper = version(url, PATTERNS, sender_id="s", sender_uri="", receiver_id="", max_items=1000)
+    return await mapper.resolve(client, call, "T", PEOPLE)
+
+
+@pytest.mark.parametrize("version", [Spar, Spar2])
+@settings(max_examples=80)
+@given(data=st.data())
+def test_a_mapper_may_answer_anything(loop: asyncio.Runner, version: type[Spar], data: st.DataObject) -> None:
+    sent, _, body = data.draw(_wire(resolved(version, FA[version])))
+
+    async def one() -> Any:
+        async with RawServer(lambda _: iter([sent])) as server, httpx.AsyncClient(verify=False) as client:
+            return await resolve(version, server.url, client, claim())
+
+    answer = loop.run(one())
+    if isinstance(answer, NotSent | MaybeDone):
+        assert_storable(answer.code, answer.message)
+        return
+    assert body is not None
+    for reference, reply in answer.items():
+        assert reference in ("r1", "r2")  # nobody else gets an address
+        if isinstance(reply, Hold):
+            assert_storable(reply.reason, reply.message)
+        else:
+            assert all(isinstance(text, str) and 0 < len(text) <= 500 and text.isprintable() for text in reply.values())
+
+
+@pytest.mark.parametrize("version", [Spar, Spar2])
+def test_a_mapper_that_makes_sense_is_understood(loop: asyncio.Runner, version: type[Spar]) -> None:
+    async def one() -> Any:
+        body = json.dumps(resolved(version, FA[version])).encode()
+        async with RawServer(lambda _: iter([http(200, body)])) as server, httpx.AsyncClient(verify=False) as client:
+            return await resolve(version, server.url, client, claim())
+
+    assert {reply["account_number"] for reply in loop.run(one()).values()} == {"1"}
+
+
+# --- Answers without an end -------------------------------------------------------------------------------------------
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+_MEGABYTE = b" " * 1_000_000
+
+
+def _zipped() -> bytes:
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(_MEGABYTE) for _ in range(100)) + packer.flush()
+
+
+ENDLESS: dict[str, Any] = {
+    "a body without an end": lambda: (_HEAD + b"\r\n", *repeat(_MEGABYTE, 100)),
+    "a chunk without an end": lambda: (_HEAD + b"Transfer-Encoding: chunked\r\n\r\nfffffffff\r\n", *repeat(_MEGABYTE, 100)),
+    "a length that nobody can hold": lambda: (_HEAD + b"Content-Length: 99999999999\r\n\r\n", *repeat(_MEGABYTE, 100)),
+    "headers without an end": lambda: (_HEAD, *repeat(b"X: " + b"y" * 60_000 + b"\r\n", 2000)),
+    "little that unpacks to much": lambda: (http(200, _zipped(), ("Content-Encoding", "gzip")),),
+    "less that unpacks to more": lambda: (
+        http(200, zstandard.ZstdCompressor().compress(_MEGABYTE * 100), ("Content-Encoding", "zstd")),
+    ),
+    "packed twice": lambda: (http(200, gzip.compress(_zipped()), ("Content-Encoding", "gzip, gzip")),),
+}
+
+
+@pytest.mark.parametrize("kind", list(ENDLESS))
+def test_an_answer_without_an_end_costs_little_memory(loop: asyncio.Runner, kind: str) -> None:
+    pieces = ENDLESS[kind]()
+
+    async def one() -> tuple[Answer, int]:
+        async with RawServer(lambda _: iter(pieces)) as server, httpx.AsyncClient(verify=False) as client:
+            tracemalloc.start()
+            try:
+                answer = await ask(FullBank(server.url), "dispatch", client, claim(timeout_seconds=20))
+                return answer, tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    answer, peak_bytes = loop.run(one())
+    assert isinstance(answer, MaybeDone)
+    assert answer.code in ("ANSWER_UNREADABLE", "NO_ANSWER")
+    assert peak_bytes < 40_000_000  # the answer, the buffers of both sides, and what else the loop does
+
+
+def test_a_slow_drip_ends_with_the_time_out(loop: asyncio.Runner) -> None:
+    async def one() -> tuple[Answer, int]:
+        async with RawServer(lambda _: iter((_HEAD + b"\r\n", *repeat(b" ", 100_000))), pause_seconds=0.02) as server:
+            client = httpx.AsyncClient(verify=False)
+            return await ask(FullBank(server.url), "block", client, claim(timeout_seconds=0.5)), server.sent_bytes
+
+    answer, sent_bytes = loop.run(one())
+    assert isinstance(answer, MaybeDone)
+    assert answer.code == "NO_ANSWER"
+    assert sent_bytes < 5_000
