@@ -171,7 +171,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     if not sys.stdout.isatty():
         print("\t".join(columns))
         for row in rows:
-            print("\t".join(map(str, row)))
+            print("\t".join(printable(str(cell)) for cell in row))
         return
     from rich.markup import escape
     from rich.table import Table
@@ -181,8 +181,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         numeric = bool(rows) and all(isinstance(row[number], int | Number) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        shown.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else printable(str(cell))) for cell in row))
     console().print(shown)
+
+
+def printable(text: str) -> str:
+    """For a terminal, which takes other characters for commands, or can't write them at all."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def print_json(value: object) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from libs.cli.context import ROOT, Refused
+from libs.cli.context import ROOT, Refused, printable
 from libs.common.contracts.base import Currency, Mnemonic, Name, PublisherId
 from libs.common.contracts.ingestion import BenefitCode, Cycle, Disbursement
 from libs.common.envelope import pointer
@@ -95,11 +95,6 @@ class Summary:
         self.warning_count += 1
         if len(self.warnings) < SHOWN_FAULTS:
             self.warnings.append(warning)
-
-
-def printable(text: str) -> str:
-    """For a terminal, which takes other characters for commands, or can't write them at all."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def is_csv(path: Path) -> bool:

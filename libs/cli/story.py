@@ -17,6 +17,7 @@ from libs.cli.context import (
     money,
     plural,
     print_json,
+    printable,
     table,
 )
 
@@ -83,7 +84,7 @@ def timeline(name: str, as_json: bool) -> None:
     print(f"{title}; times in UTC")
     for step in steps:
         until = f" … {clock(step.last)[11:]}" if step.times > 1 and clock(step.last) != clock(step.at) else ""
-        print(f"  {clock(step.at)}{until}  {step.who or step.service:<10}  {sentence(step, currency)}")
+        print(f"  {clock(step.at)}{until}  {printable(step.who or step.service):<10}  {printable(sentence(step, currency))}")
 
 
 def sentence(step: Step, currency: str) -> str:

@@ -1,4 +1,4 @@
-"""What operators may ask of every service, and the audit row that each command leaves."""
+"""What operators may ask of every service, and what each command leaves: an audit row, and a fact which says the same."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +9,9 @@ from libs.common.contracts import operator
 from libs.common.contracts.base import EventData
 from libs.common.contracts.registry import TOPIC_BY_NAME
 from libs.common.db import Tx
-from libs.common.envelope import Event
+from libs.common.envelope import Event, cause_of
 from libs.common.log import get
+from libs.common.outbox import Outbox, outgoing
 
 _log = get("commands")
 
@@ -24,16 +25,17 @@ Act = Callable[[Tx, Event[Any]], int]
 
 
 def audited(act: Act) -> Callable[[Tx, Sequence[Event[Any]]], None]:
-    """A handler for commands: acts on each and writes who, why, what and how many into the audit table."""
+    """A handler for commands: acts on each, writes who, why, what and how many into the audit table, and says so."""
 
     def handle(tx: Tx, events: Sequence[Event[Any]]) -> None:
         for event in events:
             command: operator.Command = event.data
-            detail = command.model_dump_json(exclude={"who", "why"})
+            detail, refused = command.model_dump_json(exclude={"who", "why"}), ""
             try:
                 affected = act(tx, event)
             except CommandRefused as refusal:
-                affected, detail = 0, f"refused: {refusal}; {detail}"
+                affected, refused = 0, str(refusal)
+                detail = f"refused: {refused}; {detail}"
             tx.run(
                 # `now()` is the transaction's beginning: before what the command did, so that a history tells cause, then effect.
                 """INSERT INTO audit (at, who, why, action, command_id, detail, affected)
@@ -46,9 +48,25 @@ def audited(act: Act) -> Callable[[Tx, Sequence[Event[Any]]], None]:
                 detail=detail,
                 affected=affected,
             )
+            _say(tx, event, affected, refused)
             _log.info("command", action=command.TYPE, who=command.who, affected=affected)
 
     return handle
+
+
+def _say(tx: Tx, event: Event[Any], affected: int, refused: str) -> None:
+    command: operator.Command = event.data
+    service = event.raw.topic.partition(".")[0]
+    body = operator.CommandHandled(
+        command_id=event.id,
+        action=command.TYPE,
+        who=command.who,
+        why=command.why,
+        affected=affected,
+        refused=refused[:1000],
+    )
+    key = (event.raw.key or b"").decode(errors="replace")
+    Outbox(service).append(tx, [outgoing(body, key, cause_of(event), service, event.id)])
 
 
 def with_common(service: str, routes: Routes) -> Routes:

@@ -132,9 +132,9 @@ class Stack:
 
 
 @contextmanager
-def owned(*, simulators: bool = False, name: str = "stack") -> Iterator[Stack]:
-    """A stack in a temporary folder that ends with this process, also when it is killed; nothing is left behind."""
-    data_dir = Path(tempfile.mkdtemp(prefix=f"almoner-{name}-"))
+def owned(*, simulators: bool = False, name: str = "stack", parent: Path | None = None) -> Iterator[Stack]:
+    """A stack in a temporary folder (in `parent`) that ends with this process, also when it is killed; nothing is left behind."""
+    data_dir = Path(tempfile.mkdtemp(prefix=f"almoner-{name}-", dir=parent))
     supervisor = None
     try:
         supervisor = spawn_supervisor(data_dir, owned=True)

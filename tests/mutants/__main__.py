@@ -20,6 +20,7 @@ from queue import SimpleQueue
 
 from libs.local.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, owned
 from libs.local.supervisor import ROOT
+from tests.support.stacks import memory
 
 AT_ONCE = 3
 LIMIT_SECONDS = 300
@@ -197,7 +198,7 @@ def main() -> int:
         print("The code has changed; say anew what to take away for:", *wrong, sep="\n  ")
         return 1
     began = time.monotonic()
-    with owned(name="mutants") as stack, tempfile.TemporaryDirectory(prefix="almoner-mutants-") as folder:
+    with owned(name="mutants", parent=memory()) as stack, tempfile.TemporaryDirectory(prefix="almoner-mutants-") as folder:
         addresses = stack.addresses
         env = {**os.environ, KAFKA_VARIABLE: addresses.kafka, DATABASE_VARIABLE: addresses.database_url}
         tests = sorted({test for mutant in MUTANTS for test in mutant.tests})

@@ -69,7 +69,8 @@ class World:
         self._topics = dict(TOPIC_BY_NAME)
         self._made: set[str] = set()
         self.database_url = databases.create(name, template)
-        self._engine = sqlalchemy.create_engine(self.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+        # Kept open, since tests look every few milliseconds; some of them break every connection.
+        self._engine = sqlalchemy.create_engine(self.database_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
         self.env = {
             "ALMONER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
             "DATABASE_URL": self.database_url,

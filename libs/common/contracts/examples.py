@@ -382,6 +382,14 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
         "reference": "BANK0000471",
         "evidence": "Letter of the bank of 25 November 2026, signed by the desk of bulk payments",
     },
+    operator.CommandHandled: {
+        "command_id": "0197aa4e-7f00-7000-8000-00000000000c",
+        "action": "almoner.operator.Repay.v1",
+        "who": "ann",
+        "why": "The account is open again",
+        "affected": 0,
+        "refused": "cannot be paid again: CONFIRMED: D-0001",
+    },
     operator.RequestStatement: {**_command("Nothing has come since Friday"), "sponsor": "default"},
     operator.ReleaseRequested: {
         **_command("The season is over; the sponsor wants the rest back"),

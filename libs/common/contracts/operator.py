@@ -14,6 +14,18 @@ class Command(EventData):
     expected: Count | None = Field(default=None, description="how many the operator saw; refused if it is not so any more")
 
 
+class CommandHandled(EventData):
+    """An operator's command was carried out, or refused with a reason; said with the audit row, and once."""
+
+    TYPE = "almoner.operator.CommandHandled.v1"
+    command_id: str = Field(description="the command event's id")
+    action: str = Field(description="the command event's type")
+    who: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    why: Reason
+    affected: Count = Field(description="how many rows it touched")
+    refused: str = Field(default="", max_length=1000, description="why nothing was done; empty where it was")
+
+
 # --- every service ----------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,11 @@ def _commands(service: str, *types: type[EventData]) -> Topic:
     return Topic(f"{service}.commands.v1", service, "what it concerns", common + types, (service,), partitions=1)
 
 
+def _audit(service: str) -> Topic:
+    types = (operator.CommandHandled,)
+    return Topic(f"{service}.audit.v1", service, "the command's", types, ("publishers",), 1, retention_ms=30 * DAY_MS)
+
+
 def _dead_letters(service: str) -> Topic:
     return Topic(f"{service}.dlq.v1", service, "as it was", (), (), 1, retention_ms=30 * DAY_MS, max_message_bytes=DLQ_BYTES)
 
@@ -151,6 +156,10 @@ TOPICS: tuple[Topic, ...] = (
         operator.RequestStatement,
     ),
     _commands("scheduler", operator.FireTick),
+    _audit("ingestion"),
+    _audit("resolution"),
+    _audit("funds"),
+    _audit("scheduler"),
     _dead_letters("ingestion"),
     _dead_letters("resolution"),
     _dead_letters("funds"),

@@ -230,6 +230,9 @@ def test_nobody_is_repaid_unless_all_may_be_and_the_audit_names_who_and_why(worl
     assert said == f"cannot be paid again: {wanted}"
     repay(payout, [ids[1]], expected=2)
     assert refusals(world, 3)[2] == "the operator saw 2, there are 1"
+    facts = [event.data for event in world.events("funds.audit.v1", operator.CommandHandled, at_least=3)]
+    assert sorted(fact.refused for fact in facts) == sorted(refusals(world))
+    assert {fact.affected for fact in facts} == {0}
     settled_jobs(world)
     assert further(payout) == []
     assert not world.sql("funds", "SELECT 1 FROM repayments")

@@ -106,6 +106,10 @@ def redrive_and_discard(world: World) -> None:
         ("ann", "a test", operator.RedriveDeadLetters.TYPE, 1),
         ("ann", "a test", operator.DiscardDeadLetters.TYPE, 4),
     ]
+    facts = [event.data for event in world.events("probe.audit.v1", operator.CommandHandled, at_least=2)]
+    assert {(fact.who, fact.why, fact.action, fact.affected) for fact in facts} == {tuple(row) for row in audit}
+    commands = {row.command_id for row in world.sql("probe", "SELECT command_id FROM ops_audit")}
+    assert {fact.command_id for fact in facts} == commands
 
 
 def test_a_redriven_letter_that_fails_again_is_a_letter_of_its_own(world: World) -> None:

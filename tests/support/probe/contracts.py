@@ -69,7 +69,8 @@ IN = Topic("probe.in.v1", "test", "any", (Note, Ask, Decide), ("probe",))
 DOOR = Topic("probe.door.v1", "test", "any", (), ("probe",))
 OUT = Topic("probe.out.v1", "probe", "any", (Noted, Asked, Decided), ())
 DEAD = Topic("probe.dlq.v1", "probe", "as it was", (), ())
-TOPICS = (COMMANDS, IN, DOOR, OUT, DEAD)
+AUDIT = Topic("probe.audit.v1", "probe", "the command's", (operator.CommandHandled,), ())
+TOPICS = (COMMANDS, IN, DOOR, OUT, DEAD, AUDIT)
 
 
 def register() -> None:

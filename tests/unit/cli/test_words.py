@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from libs.cli import app
-from libs.cli.context import Usage, confirm, money, plural
+from libs.cli.context import Usage, confirm, money, plural, table
 from libs.cli.submit import placed
 from libs.cli.watch import Rates, at_rest, remaining_seconds
 
@@ -22,6 +22,11 @@ def test_words() -> None:
     assert money(7, "JPY") == "7 JPY"
     assert [plural(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
     assert plural(3, "person") == "3 people"
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table("Held", ("id", "reason"), [("D-1", "\x1b[2Jgone\r\x9b"), ("é", "ﬀ")])
+    assert capsys.readouterr().out == "id\treason\nD-1\t\ufffd[2Jgone\ufffd\ufffd\né\tﬀ\n"
 
 
 def test_a_rejected_item_is_named_by_its_record_in_the_file() -> None:
