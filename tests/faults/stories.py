@@ -20,7 +20,7 @@ from tests.support.world import Kafka, World
 Story = Generator[Callable[[], Any], Any, None]
 Teller = Callable[[World, Path], Story]
 
-AT_ONCE = 3  # beside another test worker: stories wait for leases, and a starved machine would let them run out
+AT_ONCE = 4  # beside other test workers: stories wait for leases, and a starved machine would let them run out
 WAIT_SECONDS = 60.0
 
 
