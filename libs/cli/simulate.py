@@ -9,6 +9,7 @@ from pathlib import Path
 
 from libs.cli import sample
 from libs.cli.context import NotReachable, Refused, Usage, Views, find_envelope, home, plural
+from libs.local import services
 from libs.local.client import BankAdmin, MapperAdmin, Profile
 from libs.local.stack import Addresses, attach
 
@@ -46,7 +47,7 @@ def reverse(name: str, disbursement_ids: list[str], reason: str) -> None:
         if missing := sorted(set(disbursement_ids) - {row.disbursement_id for row in rows}):
             raise Refused(f"{missing[0]} is not paid in {name}: nothing can come back")
         with _bank() as bank:
-            for profile in PROFILES:
+            for profile in services.PROFILES:
                 references = [row.reference for row in rows if row.bank.lower() == profile]
                 if references:
                     bank.reverse(profile, reason=reason, references=references)
@@ -71,9 +72,6 @@ def lost_answer(bank: Profile, verb: str) -> None:
     with _bank() as admin:
         admin.add_fault("timeout_after", profile=bank, path=f"/{verb}", count=1)
     print(f"the bank {bank.upper()} will do the next {verb}, and nobody will hear of it")
-
-
-PROFILES: tuple[Profile, ...] = ("full", "example")
 
 
 @contextmanager

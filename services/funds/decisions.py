@@ -369,8 +369,7 @@ class Decisions:
         )
         money = Money(**{name: getattr(row, f"{name}_minor") for name in Money.__slots__})
         finished = envelope.cancelled_at is not None or (envelope.completed_minor is not None and not envelope.cancelling)
-        asking = "SELECT 1 FROM blocks WHERE envelope_id = %(id)s AND state IN ('CHECKING', 'PENDING', 'SENDING', 'UNKNOWN')"
-        if not finished or not money.settled or tx.rows(asking, id=envelope_id):
+        if not finished or not money.settled or store.asked_block(tx, envelope_id):
             return
         position = funds.Position(**{name: getattr(money, name) for name in Money.__slots__})
         if envelope.settled_position == position.model_dump_json():  # a repayment came to nothing

@@ -15,7 +15,7 @@ from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, It
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, Outgoing, outgoing
-from services.funds import decisions, domain, store
+from services.funds import decisions, domain, repay, store
 from services.funds.config import Settings
 from services.funds.ports import Bank
 
@@ -426,10 +426,8 @@ class Handlers:
         )
         _expect(event, len(rows))
         if rows:
-            numbers = store.pay_refused_anew(tx, self._settings.incarnation, [row.held_id for row in rows])
-            key = lock_key("funds", data.envelope_id)
-            cause = _because(event, data.envelope_id)
-            workqueue.enqueue(tx, "dispatch", [str(n) for n in numbers], [key] * len(numbers), [cause] * len(numbers))
+            held_ids = [row.held_id for row in rows]
+            repay.pay_refused(tx, self._settings, data.envelope_id, held_ids, _because(event, data.envelope_id))
         return len(rows)
 
     def settle_unknown(self, tx: Tx, event: Event[operator.SettleUnknown]) -> int:

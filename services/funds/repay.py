@@ -35,9 +35,15 @@ def repay(tx: Tx, settings: Settings, sealer: Sealer, command: operator.Repay, c
     if further:
         _ask_for_block(tx, settings, sealer, envelope, further, cause)
     if refused:
-        numbers = store.pay_refused_anew(tx, settings.incarnation, [row.held_id for row in refused])
-        workqueue.enqueue(tx, "dispatch", [str(n) for n in numbers], [envelope.lock_key] * len(numbers), [cause] * len(numbers))
+        pay_refused(tx, settings, envelope_id, [row.held_id for row in refused], cause)
     return len(found)
+
+
+def pay_refused(tx: Tx, settings: Settings, envelope_id: UUID, held_ids: Sequence[int], cause: Cause) -> None:
+    """What the bank has refused is paid anew, from the block where it is held."""
+    numbers = store.pay_refused_anew(tx, settings.incarnation, held_ids)
+    keys, causes = [lock_key("funds", envelope_id)] * len(numbers), [cause] * len(numbers)
+    workqueue.enqueue(tx, "dispatch", [str(number) for number in numbers], keys, causes)
 
 
 def why_not(row: Any) -> str:
@@ -88,13 +94,8 @@ def _ask_for_block(tx: Tx, settings: Settings, sealer: Sealer, envelope: Any, ro
     sponsor = settings.sponsor(header.programme.id, header.benefit_code.id)
     if sponsor is None:
         raise CommandRefused("no sponsor is configured for this programme and benefit code, and no default")
-    asked = tx.rows(
-        """SELECT block, state FROM blocks WHERE envelope_id = %(id)s
-             AND state IN ('CHECKING', 'PENDING', 'SENDING', 'UNKNOWN')""",
-        id=envelope.envelope_id,
-    )
-    if asked:
-        raise CommandRefused(f"block {asked[0].block} is being asked for ({asked[0].state}): one at a time")
+    if asked := store.asked_block(tx, envelope.envelope_id):
+        raise CommandRefused(f"block {asked.block} is being asked for ({asked.state}): one at a time")
     row = tx.one(
         """WITH e AS (  -- it moves again: until it settles with the next revision
                UPDATE envelopes SET round = round + 1, settled_at = NULL WHERE envelope_id = %(id)s RETURNING round)

@@ -663,6 +663,16 @@ def standing(tx: Tx, envelope_id: UUID, disbursement_ids: Sequence[str]) -> list
     )
 
 
+def asked_block(tx: Tx, envelope_id: UUID) -> Any | None:
+    """The block that the bank is being asked for, or may have made without our knowing it; there is one at most."""
+    rows = tx.rows(
+        """SELECT block, state FROM blocks WHERE envelope_id = %(id)s
+             AND state IN ('CHECKING', 'PENDING', 'SENDING', 'UNKNOWN')""",
+        id=envelope_id,
+    )
+    return rows[0] if rows else None
+
+
 def add_repayments(tx: Tx, envelope_id: UUID, block: int, rows: Sequence[Any]) -> None:
     """Rows of `standing`, to be paid from a further block."""
     tx.run(
