@@ -61,7 +61,7 @@ class Job(BaseModel):
 
 
 # What other services wait for.
-DEFAULTS = {"expire-parked": Job(interval_seconds=60), "funds-due": Job(interval_seconds=60)}
+DEFAULTS = {name: Job(interval_seconds=60) for name in ("expire-parked", "funds-due", "reference-due")}
 
 
 def _parsed(value: Any) -> Any:
@@ -76,7 +76,8 @@ class Settings(ServiceSettings):
 
     jobs: Annotated[dict[JobName, Job], NoDecode, BeforeValidator(_parsed)] = Field(
         default={},
-        description="JSON {job: {…}}: more jobs, or other times for those that are there anyway (expire-parked, funds-due). Not "
+        description="JSON {job: {…}}: more jobs, or other times for those that are there anyway (expire-parked, funds-due, "
+        "reference-due). Not "
         "there by itself is statements-due, which has funds ask the banks for statements",
     )
     keep_ticks_days: int = Field(default=14, ge=1, description="how long ticks can be looked up")

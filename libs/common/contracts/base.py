@@ -17,12 +17,16 @@ Name = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x08\x
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{1,59}$")]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+# What goods and services are counted in, such as "kg"; amounts are integers of its smallest part, as money is.
+MeasurementUnit = Annotated[str, StringConstraints(min_length=1, max_length=20, pattern=r"^[^\x00-\x1f\x7f]+$")]
+UnitScale = Annotated[int, Field(strict=True, ge=0, le=6, description="decimals of the measurement unit; 3: grams of a kg")]
 Minor = Annotated[int, Field(strict=True, gt=0, le=MAX_MINOR)]
 MinorOrZero = Annotated[int, Field(strict=True, ge=0, le=MAX_MINOR)]
 Balance = Annotated[int, Field(strict=True, ge=-MAX_MINOR, le=MAX_MINOR)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 
 BenefitType = Literal["CASH_DIGITAL", "CASH_PHYSICAL", "COMMODITY", "SERVICE", "COMBINATION"]
+CASH = ("CASH_DIGITAL", "CASH_PHYSICAL")
 Frequency = Literal[
     "Daily", "Weekly", "Fortnightly", "Monthly", "BiMonthly", "Quarterly", "SemiAnnually", "Annually", "OnDemand"
 ]
@@ -75,7 +79,9 @@ class EnvelopeHeader(Part):
     benefit_type: BenefitType
     cycle: Mnemonic
     target_registry: Name = ""
-    currency: Currency
+    currency: Annotated[str, StringConstraints(pattern=r"^([A-Z]{3})?$")] = Field(default="", description="of cash, else empty")
+    measurement_unit: Name = Field(default="", description="of goods and services; empty for cash")
+    unit_scale: UnitScale = 0
     schedule_date: date = Field(description="a local date in `time_zone`")
     time_zone: str = "UTC"
     revision: Count = Field(default=1, description="the highest wins")
@@ -86,6 +92,13 @@ class BatchHeader(EnvelopeHeader):
 
     batch_id: UUID
     number: Count = Field(description="1, 2, … within the envelope")
+
+
+class Contact(Part):
+    """Where somebody can be told; never travels or rests in clear within Almoner."""
+
+    email: Annotated[str, StringConstraints(pattern=r"^([^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,190})?$")] = ""
+    phone: Annotated[str, StringConstraints(pattern=r"^(\+?[0-9][0-9 ()./-]{2,30})?$")] = ""
 
 
 class Item(Part):
@@ -111,6 +124,30 @@ class AmountWithReason(Amount):
 class Unresolved(Item):
     reason: Code
     message: str = Field(default="", max_length=500)
+
+
+class Zone(Part):
+    """A small zone, within a large one."""
+
+    large_zone_id: PublisherId
+    large_zone_code: Name = ""
+    small_zone_id: PublisherId
+    small_zone_code: Name = ""
+
+
+class ZonedItem(Item):
+    zone: Count = Field(description="index in `zones`")
+
+
+def zone_totals(items: Iterable[ZonedItem], zones: int) -> list[tuple[int, int]]:
+    """(count, total) of each zone. Raises ValueError for an item in none of them."""
+    found = [[0, 0] for _ in range(zones)]
+    for item in items:
+        if item.zone >= zones:
+            raise ValueError(f"an item is in zone {item.zone}, there are {zones}")
+        found[item.zone][0] += 1
+        found[item.zone][1] += item.amount_minor
+    return [(count, total) for count, total in found]
 
 
 class ControlTotals(Part):

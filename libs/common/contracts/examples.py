@@ -1,13 +1,13 @@
 """One example per event type, as on the wire: TYPE -> data. Together they tell one payment run, from its envelope to its end.
 
 A rice farmers' cash programme pays four people. The mapper knows no account for one of them, the bank sends one payment
-back, and one is cancelled before it is paid. Other systems' tests and `docs/events.md` use these; names and accounts are
-invented.
+back, and one is cancelled before it is paid. Two of them also get seed rice; the village of one has no agency, so that one's rice is held. Other
+systems' tests and `docs/events.md` use these; names and accounts are invented.
 """
 
 from typing import Any
 
-from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
+from libs.common.contracts import allocation, funds, ingestion, notifications, operator, reference, resolution, scheduler
 from libs.common.contracts.base import EventData, derived_id, envelope_uuid
 
 SOURCE = "urn:example:rice-programme"
@@ -36,6 +36,8 @@ _HEADER: dict[str, Any] = {
     "cycle": _CYCLE,
     "target_registry": "farmers",
     "currency": "PHP",
+    "measurement_unit": "",
+    "unit_scale": 0,
     "schedule_date": "2026-11-24",
     "time_zone": "Asia/Manila",
     "revision": 1,
@@ -69,6 +71,53 @@ def _chunk(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {"count": len(items), "total_minor": sum(item["amount_minor"] for item in items), "items": items}
 
 
+# 25.000 kg of rice for each of two farmers; the second one's village has no agency yet.
+_RICE_HEADER: dict[str, Any] = {
+    **_HEADER,
+    "envelope_id": str(envelope_uuid(SOURCE, "RICE-2026-11-SEED")),
+    "publisher_envelope_id": "RICE-2026-11-SEED",
+    "benefit_code": {"id": "SEED-01", "mnemonic": "Seed rice"},
+    "benefit_type": "COMMODITY",
+    "currency": "",
+    "measurement_unit": "kg",
+    "unit_scale": 3,
+}
+_RICE_BATCH = {**_RICE_HEADER, "batch_id": str(derived_id("batch", _RICE_HEADER["envelope_id"], 1)), "number": 1}
+_SERVED, _UNSERVED = ({**item, "amount_minor": 25_000} for item in _ITEMS[:2])
+_PROVINCE = {"large_zone_id": "PH-ISA", "large_zone_code": "Isabela"}
+_VILLAGE, _HAMLET = (
+    {**_PROVINCE, "small_zone_id": code, "small_zone_code": name}
+    for code, name in (("ISA-014", "Alicia"), ("ISA-022", "Jones"))
+)
+_WAREHOUSE = {"id": "W-7", "mnemonic": "CAUAYAN", "name": "Cauayan grain store"}
+_AGENCY = {"id": "A-31", "mnemonic": "ALICIA-COOP", "name": "Alicia farmers' cooperative"}
+_ADMIN = {"admin_name": "Rosa Cruz", "admin_email": "stores@example.org", "admin_mobile": "+63 2 5550 0101"}
+
+
+def _located(*people: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    """A chunk in which each is in a zone of their own."""
+    return {
+        **_chunk([{**item, "zone": index} for index, (item, _) in enumerate(people)]),
+        "zones": [{**zone, "count": 1, "total_minor": item["amount_minor"]} for item, zone in people],
+    }
+
+
+def _notices(*items: dict[str, Any], channel: str | None = "novu") -> dict[str, Any]:
+    return {
+        "header": _RICE_BATCH,
+        "kind": "BENEFICIARY",
+        "count": len(items),
+        **({"channel": channel} if channel else {}),
+        "items": list(items),
+    }
+
+
+_NOTICE = {
+    "notice_id": str(derived_id("notice", _RICE_BATCH["batch_id"], _SERVED["disbursement_id"])),
+    "subject": _SERVED["disbursement_id"],
+}
+
+
 def _command(why: str, expected: int | None = None) -> dict[str, Any]:
     return {"who": "a.reyes@example.org", "why": why, "expected": expected}
 
@@ -84,6 +133,8 @@ _PUBLISHED: dict[type[EventData], dict[str, Any]] = {
         "number_of_disbursements": 4,
         "total_minor": _TOTAL,
         "currency": "PHP",
+        "measurement_unit": None,
+        "unit_scale": 0,
         "schedule_date": "2026-11-24",
         "time_zone": "Asia/Manila",
     },
@@ -91,7 +142,7 @@ _PUBLISHED: dict[type[EventData], dict[str, Any]] = {
         "envelope_id": _PUBLISHER_ENVELOPE_ID,
         **_chunk(
             [
-                {**item, "beneficiary_name": name, "narrative": "Rice assistance, wet season 2026"}
+                {**item, "beneficiary_name": name, "narrative": "Rice assistance, wet season 2026", "contact": None}
                 for item, (_, _, name, _) in zip(_ITEMS, _PEOPLE, strict=True)
             ]
         ),
@@ -180,6 +231,7 @@ _ANSWERS: dict[type[EventData], dict[str, Any]] = {
             "confirmed_minor": _PAID["amount_minor"],
             "reversed_minor": _REVERSED["amount_minor"],
         },
+        "allocation": None,
     },
 }
 
@@ -259,6 +311,103 @@ _RESOLUTION: dict[type[EventData], dict[str, Any]] = {
         "unresolved_count": 1,
         "unresolved_total_minor": _UNRESOLVED["amount_minor"],
     },
+}
+
+_RESOLUTION[resolution.BatchZonesResolved] = {
+    "header": _RICE_BATCH,
+    "part": 1,
+    **_located((_SERVED, _VILLAGE), (_UNSERVED, _HAMLET)),
+    "sealed": _SEALED,
+    "unresolved": [],
+    "unresolved_count": 0,
+    "unresolved_total_minor": 0,
+}
+
+_ZONE_SERVED: dict[str, Any] = {
+    **_VILLAGE,
+    "warehouse": {**_WAREHOUSE, "chosen_by": "LOAD"},
+    "agency": {**_AGENCY, "chosen_by": "ONLY_ONE"},
+}
+_ALLOCATION: dict[type[EventData], dict[str, Any]] = {
+    allocation.BatchAllocated: {
+        "header": _RICE_BATCH,
+        "part": 1,
+        **_located((_SERVED, _ZONE_SERVED)),
+        "sealed": _SEALED,
+        "places": _SEALED,
+        "held": [{**_UNSERVED, "reason": "NO_AGENCY", "message": "no agency serves small zone ISA-022"}],
+        "held_count": 1,
+        "held_total_minor": _UNSERVED["amount_minor"],
+    },
+    allocation.ZoneReassigned: {
+        "header": _RICE_HEADER,
+        "command_id": _AMENDMENT,
+        "kind": "agency",
+        "zone_id": "ISA-014",
+        "from_id": "A-30",
+        "to_id": "A-31",
+        "who": "a.reyes@example.org",
+        "reason": "The other store was flooded",
+        "count": 1,
+        "total_minor": _SERVED["amount_minor"],
+    },
+    allocation.EnvelopeAllocated: {
+        "header": _RICE_HEADER,
+        "revision": 1,
+        "declared": 2,
+        "declared_minor": 50_000,
+        "allocated": 1,
+        "allocated_minor": 25_000,
+        "held": 1,
+        "held_minor": 25_000,
+        "cancelled": 0,
+        "cancelled_minor": 0,
+    },
+    allocation.GoodsCancelled: {
+        "header": _RICE_HEADER,
+        "request_id": _CANCELLATION,
+        "cancelled": 1,
+        "cancelled_minor": 25_000,
+        "already_announced": 1,
+        "already_announced_minor": 25_000,
+    },
+    allocation.EntitlementsCancelled: {
+        "header": _RICE_HEADER,
+        "request_id": _CANCELLATION,
+        "cancelled": [_UNSERVED["disbursement_id"]],
+        "cancelled_minor": 25_000,
+        "not_cancelled": [{"disbursement_id": _SERVED["disbursement_id"], "reason": "ALREADY_ANNOUNCED"}],
+    },
+}
+
+_SERVES = [{"programme_id": "RICE", "benefit_code_id": "SEED-01", "capacity_minor": None}]
+_REFERENCE: dict[type[EventData], dict[str, Any]] = {
+    reference.PersonLocated: {"target_registry": "farmers", "beneficiary_id": "FARMER-1004711", **_VILLAGE},
+    reference.WarehouseListed: {**_WAREHOUSE, **_ADMIN, "serves": _SERVES, "large_zone_ids": ["PH-ISA"]},
+    reference.AgencyListed: {
+        **_AGENCY,
+        **_ADMIN,
+        "serves": [{"programme_id": "RICE", "benefit_code_id": "SEED-01", "capacity_minor": 5_000_000}],
+        "small_zone_ids": ["ISA-014"],
+        "account": {"account_number": "001234500042", "account_type": "SAVINGS", "bank_code": "RURALPH", "branch_code": "ALI"},
+    },
+    reference.ReferenceRejected: {
+        "topic": "reference.agencies.v1",
+        "partition": 0,
+        "offset": 12,
+        "key": "A-31",
+        "errors": [{"code": "INVALID_DATA", "pointer": "/small_zone_ids", "message": "Field required"}],
+    },
+}
+
+_NOTIFICATIONS: dict[type[EventData], dict[str, Any]] = {
+    notifications.NoticesSent: _notices(_NOTICE),
+    notifications.NoticesDelivered: _notices(_NOTICE),
+    notifications.NoticesFailed: _notices({**_NOTICE, "reason": "REFUSED", "message": "subscriber_id_missing"}),
+    notifications.NoticesUnknown: _notices(
+        {**_NOTICE, "reason": "ANSWER_LOST", "message": "the connection ended before the server answered"}, channel="smtp"
+    ),
+    notifications.NoticesSuppressed: _notices({**_NOTICE, "reason": "NO_CONTACT", "message": ""}, channel=None),
 }
 
 _PAYMENTS = {"header": _BATCH_HEADER, "instruction": 1}
@@ -382,6 +531,27 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
         "reference": "BANK0000471",
         "evidence": "Letter of the bank of 25 November 2026, signed by the desk of bulk payments",
     },
+    operator.RefreshReference: _command("A cooperative has opened in Jones"),
+    operator.ReassignZone: {
+        **_command("The other store was flooded", 1),
+        "envelope_id": _RICE_HEADER["envelope_id"],
+        "kind": "agency",
+        "zone_id": "ISA-014",
+        "place_id": "A-31",
+    },
+    operator.SendNotices: {**_command("The farmer has a new number", 1), "notice_ids": [_NOTICE["notice_id"]]},
+    operator.SettleNotices: {
+        **_command("The mail server's log was read", 1),
+        "notice_ids": [_NOTICE["notice_id"]],
+        "outcome": "sent",
+        "evidence": "Log of the relay, 24 November 2026, 09:14: queued",
+    },
+    operator.SuppressSubject: {
+        **_command("The farmer asked not to be written to"),
+        "kind": "BENEFICIARY",
+        "subject": _SERVED["beneficiary_id"],
+        "suppressed": True,
+    },
     operator.CommandHandled: {
         "command_id": "0197aa4e-7f00-7000-8000-00000000000c",
         "action": "almoner.operator.Repay.v1",
@@ -399,6 +569,17 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     model.TYPE: data
-    for group in (_PUBLISHED, _ANSWERS, _INGESTION, _RESOLUTION, _FUNDS, _SCHEDULER, _COMMANDS)
+    for group in (
+        _PUBLISHED,
+        _ANSWERS,
+        _INGESTION,
+        _RESOLUTION,
+        _REFERENCE,
+        _ALLOCATION,
+        _FUNDS,
+        _NOTIFICATIONS,
+        _SCHEDULER,
+        _COMMANDS,
+    )
     for model, data in group.items()
 }

@@ -12,6 +12,7 @@ from libs.common.contracts.base import (
     BatchHeader,
     BenefitType,
     Code,
+    Contact,
     ControlTotals,
     Count,
     Currency,
@@ -19,6 +20,7 @@ from libs.common.contracts.base import (
     EventData,
     Frequency,
     Item,
+    MeasurementUnit,
     Minor,
     MinorOrZero,
     Mnemonic,
@@ -27,6 +29,7 @@ from libs.common.contracts.base import (
     PublisherId,
     Reason,
     Sealed,
+    UnitScale,
 )
 
 Declared = Annotated[int, Field(strict=True, gt=0, le=100_000_000)]
@@ -53,8 +56,10 @@ class EnvelopeSubmitted(EventData):
     target_registry: Name = ""
     number_of_beneficiaries: Declared
     number_of_disbursements: Declared
-    total_minor: Minor
-    currency: Currency
+    total_minor: Minor = Field(description="minor units of the currency, or 10^-unit_scale of the measurement unit")
+    currency: Currency | None = Field(default=None, description="of CASH_DIGITAL and CASH_PHYSICAL")
+    measurement_unit: MeasurementUnit | None = Field(default=None, description="of COMMODITY, SERVICE and COMBINATION")
+    unit_scale: UnitScale = 0
     schedule_date: date = Field(description="local date in the programme's time zone")
     time_zone: str = Field(default="UTC", max_length=64)
 
@@ -62,6 +67,7 @@ class EnvelopeSubmitted(EventData):
 class Disbursement(Item):
     beneficiary_name: Name = ""
     narrative: Name = ""
+    contact: Contact | None = Field(default=None, description="where the person is told; else where their address says")
 
 
 class DisbursementsAdded(ControlTotals, EventData):
@@ -171,6 +177,18 @@ class Settlement(Part):
     reversed_minor: MinorOrZero
 
 
+class Allocation(Part):
+    """Of goods: what has a warehouse and an agency, as allocation last said. declared = allocated + held + cancelled."""
+
+    revision: Count
+    allocated: Count
+    allocated_minor: MinorOrZero
+    held: Count
+    held_minor: MinorOrZero
+    cancelled: Count
+    cancelled_minor: MinorOrZero
+
+
 class EnvelopeStatus(EventData):
     """What has been received of an envelope, what was cut from it, how its funds stand, and what became of them in the end.
     Payments on their way are told by funds itself, on `funds.payments.v1`."""
@@ -185,7 +203,8 @@ class EnvelopeStatus(EventData):
     received_minor: MinorOrZero
     batches: Count
     funds: Literal["NONE", "CHECKED", "SHORT", "BLOCKED"] = "NONE"
-    settlement: Settlement | None = Field(default=None, description="none until it settles")
+    settlement: Settlement | None = Field(default=None, description="of cash; none until it settles")
+    allocation: Allocation | None = Field(default=None, description="of goods; none until all of it has arrived at allocation")
 
 
 # --- Out: facts -------------------------------------------------------------------------------------------------------
@@ -223,7 +242,8 @@ class EnvelopeCompleted(EventData):
 
 
 class EnvelopeCancelling(EventData):
-    """The publisher wants the envelope cancelled. Funds decides what was still unpaid; nothing is cut after this."""
+    """The publisher wants the envelope cancelled. Funds decides what was still unpaid, of goods allocation what was not yet announced;
+    nothing is cut after this."""
 
     TYPE = "almoner.ingestion.EnvelopeCancelling.v1"
     header: EnvelopeHeader
@@ -240,7 +260,7 @@ class CancelledItem(Part):
 
 
 class DisbursementsCancelling(EventData):
-    """The publisher wants single disbursements cancelled. Funds decides; ids are tombstones from here on."""
+    """The publisher wants single disbursements cancelled. Funds decides, of goods allocation; ids are tombstones from here on."""
 
     TYPE = "almoner.ingestion.DisbursementsCancelling.v1"
     header: EnvelopeHeader
@@ -252,7 +272,7 @@ class DisbursementsCancelling(EventData):
 class BatchCut(ControlTotals, EventData):
     """Up to 1,000 disbursements of one envelope, whatever the size of the publisher's events.
 
-    Sealed: {disbursement id: {"name": …, "narrative": …}}."""
+    Sealed: {disbursement id: {"name": …, "narrative": …, "contact": {"email", "phone"} where one was given}}."""
 
     TYPE = "almoner.ingestion.BatchCut.v1"
     header: BatchHeader

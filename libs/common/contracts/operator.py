@@ -76,7 +76,7 @@ class FireTick(Command):
 
 
 class ResolveHeld(Command):
-    """resolution: ask the mapper again for those who could not be resolved. Empty lists: no restriction."""
+    """resolution: ask again, the mapper or the registry, for those who could not be resolved. Empty lists: no restriction."""
 
     TYPE = "almoner.operator.ResolveHeld.v1"
     envelope_id: UUID | None = None
@@ -135,3 +135,44 @@ class ReleaseRequested(Command):
 
     TYPE = "almoner.operator.ReleaseRequested.v1"
     envelope_id: UUID
+
+
+class RefreshReference(Command):
+    """allocation: read warehouses and agencies from PBMS now; held zones that fit then are allocated."""
+
+    TYPE = "almoner.operator.RefreshReference.v1"
+
+
+class ReassignZone(Command):
+    """allocation: give a zone of an envelope to another warehouse or agency, before anybody was told."""
+
+    TYPE = "almoner.operator.ReassignZone.v1"
+    envelope_id: UUID
+    kind: Literal["warehouse", "agency"]
+    zone_id: PublisherId = Field(description="a large zone for a warehouse, a small one for an agency")
+    place_id: PublisherId
+
+
+class SendNotices(Command):
+    """notifications: send notices once more, each as a new one: sent ones that did not arrive, failed and suppressed ones."""
+
+    TYPE = "almoner.operator.SendNotices.v1"
+    notice_ids: Annotated[list[UUID], Field(min_length=1, max_length=CHUNK_ITEMS)]
+
+
+class SettleNotices(Command):
+    """notifications: an operator knows, with evidence, whether notices whose outcome is unknown were sent."""
+
+    TYPE = "almoner.operator.SettleNotices.v1"
+    notice_ids: Annotated[list[UUID], Field(min_length=1, max_length=CHUNK_ITEMS)]
+    outcome: Literal["sent", "not_sent"]
+    evidence: Reason
+
+
+class SuppressSubject(Command):
+    """notifications: tell somebody nothing any more, or lift that: a warehouse, an agency, or a person by beneficiary id."""
+
+    TYPE = "almoner.operator.SuppressSubject.v1"
+    kind: Literal["WAREHOUSE", "AGENCY", "BENEFICIARY"]
+    subject: PublisherId
+    suppressed: bool = True

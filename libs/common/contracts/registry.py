@@ -6,7 +6,7 @@ services wire. Consumers name the services which read the topic; `publishers` st
 
 from dataclasses import dataclass
 
-from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
+from libs.common.contracts import allocation, funds, ingestion, notifications, operator, reference, resolution, scheduler
 from libs.common.contracts.base import EventData
 
 DAY_MS = 24 * 3600 * 1000
@@ -26,12 +26,14 @@ class Topic:
     retention_ms: int = 7 * DAY_MS
     max_message_bytes: int = EVENT_BYTES + 65_536
     broker_timestamps: bool = False  # publishers' clocks are not ours
+    door: bool = False  # others publish here: whatever it is, it is answered and never a dead letter
+    compacted: bool = False  # the last message of each key is kept for ever
 
     @property
     def config(self) -> dict[str, str]:
         """The topic's settings as Kafka names them."""
         return {
-            "cleanup.policy": "delete",
+            **({"cleanup.policy": "compact"} if self.compacted else {"cleanup.policy": "delete"}),
             "retention.ms": str(self.retention_ms),
             "max.message.bytes": str(self.max_message_bytes),
             "message.timestamp.type": "LogAppendTime" if self.broker_timestamps else "CreateTime",
@@ -49,7 +51,26 @@ def _inbox(name: str, key: str, *types: type[EventData]) -> Topic:
         retention_ms=2 * DAY_MS,
         max_message_bytes=INBOX_BYTES,
         broker_timestamps=True,
+        door=True,
     )
+
+
+def _reference(name: str, reader: str, key: str, *types: type[EventData]) -> Topic:
+    return Topic(
+        f"reference.{name}.v1",
+        reader,
+        key,
+        types,
+        (reader,),
+        max_message_bytes=INBOX_BYTES,
+        broker_timestamps=True,
+        door=True,
+        compacted=True,
+    )
+
+
+def _results(service: str) -> Topic:
+    return Topic(f"{service}.results.v1", service, "the message's", (reference.ReferenceRejected,), ("publishers",))
 
 
 def _commands(service: str, *types: type[EventData]) -> Topic:
@@ -100,7 +121,7 @@ TOPICS: tuple[Topic, ...] = (
             ingestion.EnvelopeCancelling,
             ingestion.DisbursementsCancelling,
         ),
-        ("funds", "publishers"),
+        ("funds", "allocation", "publishers"),
     ),
     Topic("ingestion.batches.v1", "ingestion", "batch id", (ingestion.BatchCut,), ("resolution",)),
     Topic(
@@ -110,7 +131,37 @@ TOPICS: tuple[Topic, ...] = (
         (ingestion.StatementOpened, ingestion.StatementLines),
         ("funds",),
     ),
-    Topic("resolution.batches.v1", "resolution", "batch id", (resolution.BatchAddressesResolved,), ("funds",)),
+    _reference("people", "resolution", "registry/beneficiary id", reference.PersonLocated),
+    _results("resolution"),
+    Topic(
+        "resolution.batches.v1",
+        "resolution",
+        "batch id",
+        (resolution.BatchAddressesResolved, resolution.BatchZonesResolved),
+        ("funds", "allocation", "notifications"),
+    ),
+    _reference("warehouses", "allocation", "warehouse id", reference.WarehouseListed),
+    _reference("agencies", "allocation", "agency id", reference.AgencyListed),
+    _results("allocation"),
+    Topic(
+        "allocation.batches.v1",
+        "allocation",
+        "batch id",
+        (allocation.BatchAllocated,),
+        ("funds", "notifications", "publishers"),
+    ),
+    Topic(
+        "allocation.envelopes.v1",
+        "allocation",
+        "envelope id",
+        (
+            allocation.EnvelopeAllocated,
+            allocation.GoodsCancelled,
+            allocation.EntitlementsCancelled,
+            allocation.ZoneReassigned,
+        ),
+        ("ingestion", "publishers"),
+    ),
     Topic(
         "funds.envelopes.v1",
         "funds",
@@ -139,10 +190,23 @@ TOPICS: tuple[Topic, ...] = (
             funds.PaymentsRefused,
             funds.PaymentsCancelled,
         ),
-        ("publishers",),
+        ("notifications", "publishers"),
     ),
     Topic("funds.statements.v1", "funds", "account token", (funds.StatementReconciled,), ("publishers",)),
-    Topic("scheduler.ticks.v1", "scheduler", "job", (scheduler.Tick,), ("ingestion", "funds"), partitions=1),
+    Topic(
+        "notifications.notices.v1",
+        "notifications",
+        "batch id",
+        (
+            notifications.NoticesSent,
+            notifications.NoticesDelivered,
+            notifications.NoticesFailed,
+            notifications.NoticesUnknown,
+            notifications.NoticesSuppressed,
+        ),
+        ("publishers",),
+    ),
+    Topic("scheduler.ticks.v1", "scheduler", "job", (scheduler.Tick,), ("ingestion", "funds", "allocation"), partitions=1),
     _commands("ingestion", operator.RetryWork),
     _commands("resolution", operator.RetryWork, operator.ResolveHeld),
     _commands(
@@ -155,14 +219,20 @@ TOPICS: tuple[Topic, ...] = (
         operator.ReleaseRequested,
         operator.RequestStatement,
     ),
+    _commands("allocation", operator.RetryWork, operator.RefreshReference, operator.ReassignZone),
+    _commands("notifications", operator.RetryWork, operator.SendNotices, operator.SettleNotices, operator.SuppressSubject),
     _commands("scheduler", operator.FireTick),
     _audit("ingestion"),
     _audit("resolution"),
     _audit("funds"),
+    _audit("allocation"),
+    _audit("notifications"),
     _audit("scheduler"),
     _dead_letters("ingestion"),
     _dead_letters("resolution"),
     _dead_letters("funds"),
+    _dead_letters("allocation"),
+    _dead_letters("notifications"),
     _dead_letters("scheduler"),
 )
 

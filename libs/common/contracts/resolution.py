@@ -1,8 +1,8 @@
-"""Resolution's contracts: where each person of a batch is paid."""
+"""Resolution's contracts: where each person of a batch is paid, or lives."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from libs.common.contracts.base import (
     CHUNK_ITEMS,
@@ -11,8 +11,12 @@ from libs.common.contracts.base import (
     Count,
     EventData,
     Item,
+    MinorOrZero,
     Sealed,
     Unresolved,
+    Zone,
+    ZonedItem,
+    zone_totals,
 )
 
 
@@ -31,3 +35,31 @@ class BatchAddressesResolved(ControlTotals, EventData):
     unresolved: Annotated[list[Unresolved], Field(max_length=CHUNK_ITEMS)]
     unresolved_count: Count
     unresolved_total_minor: int = Field(ge=0)
+
+
+class ZoneTotal(Zone):
+    count: Count
+    total_minor: MinorOrZero
+
+
+class BatchZonesResolved(ControlTotals, EventData):
+    """Where the people of a batch live, for all benefit types but CASH_DIGITAL. Whoever is resolved later arrives as the next
+    `part`, alone.
+
+    Sealed: as in BatchCut, of those resolved."""
+
+    TYPE = "almoner.resolution.BatchZonesResolved.v1"
+    header: BatchHeader
+    part: Annotated[int, Field(ge=1, le=10_000)]
+    items: Annotated[list[ZonedItem], Field(max_length=CHUNK_ITEMS)] = Field(description="resolved; count and total are theirs")
+    zones: Annotated[list[ZoneTotal], Field(max_length=CHUNK_ITEMS)]
+    sealed: Sealed
+    unresolved: Annotated[list[Unresolved], Field(max_length=CHUNK_ITEMS)]
+    unresolved_count: Count
+    unresolved_total_minor: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _zones_agree(self) -> Self:
+        if zone_totals(self.items, len(self.zones)) != [(zone.count, zone.total_minor) for zone in self.zones]:
+            raise ValueError("the items of a zone do not come to what the zone says")
+        return self
