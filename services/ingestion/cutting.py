@@ -37,6 +37,7 @@ EXPIRE_PARKED = "expire-parked"
 SEAL_STAGED = "staged"
 SEAL_UNCUT = "uncut"
 _HEADER_BYTES = 10_000
+_PLAIN = 5  # fields of a row without a contact
 _SURELY_FITS = 300_000  # beside a thousand ids of the greatest length
 RUN_ITEMS = 5_000  # of one transaction: short enough for folds that wait, long enough to pay its way
 
@@ -118,6 +119,8 @@ class Cutting:
 
     def _seal_personal(self, rows: Sequence[Row], items: Sequence[Any], envelope_id: UUID, batch_id: UUID) -> Sealed:
         content = {row[0]: {"name": row[3], "narrative": row[4]} for row in rows}
+        for disbursement_id, *_, contact in (row for row in rows if len(row) > _PLAIN):
+            content[disbursement_id]["contact"] = contact
         sealed = self._sealer.seal(content, "BatchCut", envelope_id, batch_id)
         if len(sealed.data) > _SURELY_FITS and len(sealed.data) + len(to_json(items)) > EVENT_BYTES - _HEADER_BYTES:
             # A thousand times noise, which does not compress. It must not stop the envelopes of others.

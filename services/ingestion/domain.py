@@ -15,6 +15,9 @@ MAX_FAULTS = 100  # of one submission; whoever repairs a hundred sees the rest n
 State = Literal["RECEIVING", "COMPLETED", "CANCELLING", "CANCELLED", "SETTLED"]
 ENDED = ("CANCELLING", "CANCELLED")
 
+CASH = ("CASH_DIGITAL", "CASH_PHYSICAL")
+GOODS = ("COMMODITY", "SERVICE", "COMBINATION")
+
 # The code of a fault in the shape of a field, by the last name of its pointer that is listed here.
 FIELD_CODES = {
     "envelope_id": "INVALID_ENVELOPE_ID",
@@ -28,6 +31,8 @@ FIELD_CODES = {
     "total_minor": "INVALID_DISBURSEMENT_QUANTITY",
     "amount_minor": "INVALID_DISBURSEMENT_QUANTITY",
     "currency": "INVALID_CURRENCY",
+    "measurement_unit": "INVALID_MEASUREMENT_UNIT",
+    "unit_scale": "INVALID_MEASUREMENT_UNIT",
     "schedule_date": "INVALID_DISBURSEMENT_SCHEDULE_DATE",
     "time_zone": "INVALID_TIME_ZONE",
     "disbursement_id": "INVALID_DISBURSEMENT_ID",
@@ -35,6 +40,7 @@ FIELD_CODES = {
     "beneficiary_id": "INVALID_BENEFICIARY_ID",
     "beneficiary_name": "INVALID_BENEFICIARY_NAME",
     "narrative": "INVALID_NARRATIVE",
+    "contact": "INVALID_CONTACT",
     "reason": "INVALID_REASON",
     "count": "INVALID_CONTROL_TOTALS",
     "text": "INVALID_STATEMENT",
@@ -86,23 +92,43 @@ def envelope_faults(
 ) -> list[Fault]:
     """What the shape of an envelope's fields does not tell. Looks only at fields of the right shape, so that it can say
     all faults at once with those of the shape. `today` is the date in a time zone when the envelope was received."""
-    faults: list[Fault] = []
-    benefit = fields.get("benefit_code")
-    kind = benefit.get("type") if isinstance(benefit, Mapping) else None
-    if kind in ("CASH_PHYSICAL", "COMMODITY", "SERVICE", "COMBINATION"):
-        faults.append(Fault("INVALID_BENEFIT_CODE", "/benefit_code/type", f"{kind} is not served; send CASH_DIGITAL"))
-    currency = fields.get("currency")
-    if isinstance(currency, str) and len(currency) == 3 and currency.isascii() and currency.isupper():
-        try:
-            scale(currency)
-        except MoneyError as error:
-            faults.append(Fault("INVALID_CURRENCY", "/currency", f"{error}; send one, such as KES"))
+    faults = _unit_faults(fields)
     people, declared, total = (
         value if type(value) is int and value > 0 else None
         for value in map(fields.get, ("number_of_beneficiaries", "number_of_disbursements", "total_minor"))
     )
     faults += _count_faults(people, declared, total)
     return faults + _date_faults(fields, default_time_zone, today, days_ahead)
+
+
+def _unit_faults(fields: Mapping[str, Any]) -> list[Fault]:
+    """Cash has a currency, which says how many decimals there are; everything else has a unit of its own and says so itself."""
+    faults: list[Fault] = []
+    benefit = fields.get("benefit_code")
+    kind = benefit.get("type") if isinstance(benefit, Mapping) else None
+    currency, unit, decimals = (fields.get(name) for name in ("currency", "measurement_unit", "unit_scale"))
+    if kind in CASH:
+        if currency is None:
+            faults.append(Fault("INVALID_CURRENCY", "/currency", f"{kind} is paid in a currency; send one, such as KES"))
+        if unit is not None:
+            text = f"{kind} is paid in a currency; leave it out"
+            faults.append(Fault("INVALID_MEASUREMENT_UNIT", "/measurement_unit", text))
+        if decimals not in (None, 0):
+            text = f"a currency has decimals of its own (ISO 4217); leave it out for {kind}"
+            faults.append(Fault("INVALID_MEASUREMENT_UNIT", "/unit_scale", text))
+    elif kind in GOODS:
+        if currency is not None:
+            text = f"{kind} is counted in a measurement_unit; leave it out"
+            faults.append(Fault("INVALID_CURRENCY", "/currency", text))
+        if unit is None:
+            text = f'{kind} is counted in a unit; send one, such as "kg", and with unit_scale its decimals'
+            faults.append(Fault("INVALID_MEASUREMENT_UNIT", "/measurement_unit", text))
+    if isinstance(currency, str) and len(currency) == 3 and currency.isascii() and currency.isupper():
+        try:
+            scale(currency)
+        except MoneyError as error:
+            faults.append(Fault("INVALID_CURRENCY", "/currency", f"{error}; send one, such as KES"))
+    return faults
 
 
 def _count_faults(people: int | None, declared: int | None, total: int | None) -> list[Fault]:
@@ -112,7 +138,7 @@ def _count_faults(people: int | None, declared: int | None, total: int | None) -
         text = f"{people} beneficiaries can't be paid by {declared} disbursements; send fewer of the one or more of the other"
         faults.append(Fault("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries", text))
     if declared and total and total < declared:
-        text = f"{declared} disbursements of at least 1 minor unit are more than {total}; send the total in minor units"
+        text = f"{declared} disbursements of at least 1 are more than {total}; send the total in minor units"
         faults.append(Fault("INVALID_DISBURSEMENT_QUANTITY", "/total_minor", text))
     return faults
 
@@ -148,7 +174,8 @@ def _day_faults(day: date | None, now: date, days_ahead: int) -> list[Fault]:
 
 # --- Adding to an envelope, and amending it ---------------------------------------------------------------------------
 
-Row = Sequence[Any]  # disbursement id, beneficiary id, amount in minor units, name, narrative
+# Disbursement id, beneficiary id, amount in minor units, name, narrative, and the contact where one is given.
+Row = Sequence[Any]
 
 
 class Chunk(NamedTuple):
@@ -198,7 +225,7 @@ class Book:
 
     def judge(self, chunk: Chunk) -> Verdict:
         """All of a chunk is taken, or nothing of it."""
-        ids, people, amounts, *_ = zip(*chunk.rows, strict=True)
+        ids, people, amounts, *_ = zip(*chunk.rows, strict=False)  # with a contact a row is longer
         count, total = len(amounts), sum(amounts)
         faults = self._envelope_faults(chunk.received_on, count, total)
         warnings: list[Fault] = []

@@ -191,7 +191,9 @@ class Doors:
             benefit_type=data.benefit_code.type,
             cycle=Mnemonic(id=data.cycle.id, mnemonic=data.cycle.mnemonic),
             target_registry=data.target_registry,
-            currency=data.currency,
+            currency=data.currency or "",
+            measurement_unit=data.measurement_unit or "",
+            unit_scale=data.unit_scale,
             schedule_date=data.schedule_date,
             time_zone=zone,
         )
@@ -253,6 +255,7 @@ class Doors:
             "submissions": [[s.id, s.received_at.timestamp(), s.data.count] for s in chunks],  # type: ignore[union-attr]
             "rows": [
                 (item.disbursement_id, item.beneficiary_id, item.amount_minor, item.beneficiary_name, item.narrative)
+                + (() if item.contact is None else (item.contact.model_dump(exclude_defaults=True),))
                 for s in chunks
                 for item in s.data.items  # type: ignore[union-attr]
             ],
@@ -309,6 +312,7 @@ class Doors:
                 batches=envelope.batches,
                 funds=envelope.funds,
                 settlement=envelope.settlement,
+                allocation=envelope.allocation,
             )
             cause = Cause(question.id, str(envelope.id), question.traceparent)
             place = (question.message.topic, question.message.partition, question.message.offset)

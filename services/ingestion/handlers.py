@@ -1,10 +1,12 @@
-"""What ingestion does with the facts of others: funds' decisions close what a publisher asked for; ticks end parking."""
+"""What ingestion does with the facts of others: the decisions of funds, and for goods of allocation, close what a publisher asked
+for; ticks end parking."""
 
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from libs.common.clock import Clock, as_of
+from libs.common.contracts import allocation as a
 from libs.common.contracts import funds as f
 from libs.common.contracts import ingestion as c
 from libs.common.contracts.base import EnvelopeHeader
@@ -18,6 +20,9 @@ from services.ingestion.config import Settings
 from services.ingestion.cutting import EXPIRE_PARKED
 from services.ingestion.domain import Fault
 
+# Code, count, minor units and text of what a cancellation came too late for.
+_Kept = tuple[str, int, int, str]
+
 
 class Handlers:
     def __init__(self, settings: Settings, outbox: Outbox, clock: Clock) -> None:
@@ -25,8 +30,10 @@ class Handlers:
         self._outbox = outbox
         self._clock = clock
 
-    def on_disbursements_cancelled(self, tx: Tx, events: Sequence[Event[f.DisbursementsCancelled]]) -> None:
-        """Funds' word on single disbursements goes to the publisher who asked."""
+    def on_disbursements_cancelled(
+        self, tx: Tx, events: Sequence[Event[f.DisbursementsCancelled] | Event[a.EntitlementsCancelled]]
+    ) -> None:
+        """The word on single disbursements goes to the publisher who asked."""
         told = []
         for event in events:
             data = event.data
@@ -43,28 +50,67 @@ class Handlers:
 
     def on_envelope_cancelled(self, tx: Tx, events: Sequence[Event[f.EnvelopeCancelled]]) -> None:
         """Funds' word on a whole envelope; what was already sent is told as a warning."""
-        told = []
-        for event in events:
-            data = event.data
-            sent = [
-                Fault(code, "", f"{count} disbursements, {minor} minor units, {what}")
-                for code, count, minor, what in (
-                    (
-                        "ALREADY_DISPATCHED",
-                        data.already_dispatched,
-                        data.already_dispatched_minor,
-                        "were sent to the bank before",
-                    ),
-                    ("OUTCOME_UNKNOWN", data.unknown, data.unknown_minor, "may have been sent; the bank's statement will tell"),
+        self._end_cancelled(
+            tx,
+            [
+                (
+                    event,
+                    [
+                        (
+                            "ALREADY_DISPATCHED",
+                            event.data.already_dispatched,
+                            event.data.already_dispatched_minor,
+                            "were sent to the bank before",
+                        ),
+                        (
+                            "OUTCOME_UNKNOWN",
+                            event.data.unknown,
+                            event.data.unknown_minor,
+                            "may have been sent; the bank's statement will tell",
+                        ),
+                    ],
                 )
+                for event in events
+            ],
+        )
+
+    def on_goods_cancelled(self, tx: Tx, events: Sequence[Event[a.GoodsCancelled]]) -> None:
+        """Allocation's word on a whole envelope; what people were already told of is told as a warning."""
+        self._end_cancelled(
+            tx,
+            [
+                (
+                    event,
+                    [
+                        (
+                            "ALREADY_ANNOUNCED",
+                            event.data.already_announced,
+                            event.data.already_announced_minor,
+                            "were announced to warehouses and agencies before",
+                        )
+                    ],
+                )
+                for event in events
+            ],
+        )
+
+    def _end_cancelled(
+        self, tx: Tx, ended: Sequence[tuple[Event[f.EnvelopeCancelled] | Event[a.GoodsCancelled], Sequence[_Kept]]]
+    ) -> None:
+        told = []
+        for event, kept in ended:
+            data = event.data
+            texts = [
+                Fault(code, "", f"{count} disbursements, {minor} minor units, {what}")
+                for code, count, minor, what in kept
                 if count
             ]
             answer = _cancelled(data.header, data.request_id).model_copy(
                 update={
-                    "items": data.cancelled + data.already_dispatched + data.unknown,
+                    "items": data.cancelled + sum(count for _, count, _, _ in kept),
                     "cancelled": data.cancelled,
                     "cancelled_minor": data.cancelled_minor,
-                    "warnings": answers.faults(sent),
+                    "warnings": answers.faults(texts),
                 }
             )
             told.append((event, data.header, answer))
@@ -79,6 +125,14 @@ class Handlers:
         for event in sorted(events, key=lambda event: event.data.revision):
             last[event.data.header.envelope_id] = event.data
         store.settle_envelopes(tx, {envelope_id: _settlement(data) for envelope_id, data in last.items()})
+
+    def on_allocated(self, tx: Tx, events: Sequence[Event[a.EnvelopeAllocated]]) -> None:
+        """Kept for whoever asks how the envelope stands."""
+        self._lock(tx, [event.data.header.envelope_id for event in events])
+        last: dict[UUID, a.EnvelopeAllocated] = {}
+        for event in sorted(events, key=lambda event: event.data.revision):
+            last[event.data.header.envelope_id] = event.data
+        store.allocate_envelopes(tx, {envelope_id: _allocation(data) for envelope_id, data in last.items()})
 
     def on_checked(self, tx: Tx, events: Sequence[Event[f.FundsChecked]]) -> None:
         self._funds(tx, events, "CHECKED")
@@ -137,6 +191,10 @@ def _settlement(data: f.EnvelopeSettled) -> dict[str, int]:
         confirmed_minor=position.confirmed,
         reversed_minor=position.reversed,
     ).model_dump()
+
+
+def _allocation(data: a.EnvelopeAllocated) -> dict[str, int]:
+    return c.Allocation.model_validate(data.model_dump(include=set(c.Allocation.model_fields))).model_dump()
 
 
 def _cancelled(header: EnvelopeHeader, request_id: str) -> c.SubmissionAccepted:

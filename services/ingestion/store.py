@@ -117,12 +117,13 @@ class Envelope:
     state: State
     funds: str
     settlement: dict[str, int] | None
+    allocation: dict[str, int] | None
 
 
 _ENVELOPE = """SELECT envelope_id, number, header, digest, beneficiaries, declared, declared_minor, received, received_minor,
                       batches, open,
                       coalesce(open_since + make_interval(secs => %(linger)s) <= clock_timestamp(), false) AS lingered,
-                      state, funds, settlement FROM envelopes WHERE envelope_id = ANY(%(ids)s::uuid[])"""
+                      state, funds, settlement, allocation FROM envelopes WHERE envelope_id = ANY(%(ids)s::uuid[])"""
 
 
 def envelopes(tx: Tx, ids: Iterable[UUID], linger_seconds: float = 0) -> dict[UUID, Envelope]:
@@ -205,7 +206,7 @@ def set_funds(tx: Tx, funds: Mapping[UUID, str]) -> None:
 
 
 def end_envelopes(tx: Tx, ids: Collection[UUID], state: State) -> None:
-    """CANCELLED or SETTLED, as funds decided. What is cancelled stays so."""
+    """CANCELLED or SETTLED, as funds, or for goods allocation, decided. What is cancelled stays so."""
     tx.run(
         """UPDATE envelopes SET state = %(state)s, updated_at = clock_timestamp()
            WHERE envelope_id = ANY(%(ids)s::uuid[])
@@ -216,15 +217,26 @@ def end_envelopes(tx: Tx, ids: Collection[UUID], state: State) -> None:
 
 
 def settle_envelopes(tx: Tx, settlements: Mapping[UUID, Mapping[str, int]]) -> None:
-    """SETTLED, and what became of the money; of several words of funds the highest revision counts, whichever comes last."""
+    """SETTLED, and what became of the money."""
     end_envelopes(tx, settlements.keys(), "SETTLED")
+    _keep_last(tx, "settlement", settlements)
+
+
+def allocate_envelopes(tx: Tx, allocations: Mapping[UUID, Mapping[str, int]]) -> None:
+    """What became of the goods; SETTLED once nobody is held."""
+    end_envelopes(tx, [envelope_id for envelope_id, last in allocations.items() if not last["held"]], "SETTLED")
+    _keep_last(tx, "allocation", allocations)
+
+
+def _keep_last(tx: Tx, column: str, words: Mapping[UUID, Mapping[str, int]]) -> None:
+    """Of several words on an envelope the highest revision counts, whichever comes last."""
     tx.run(
-        """UPDATE envelopes e SET settlement = n.settlement, updated_at = clock_timestamp()
-           FROM unnest(%(ids)s::uuid[], %(settlements)s::jsonb[]) AS n (envelope_id, settlement)
-           WHERE e.envelope_id = n.envelope_id
-             AND (e.settlement IS NULL OR (e.settlement->>'revision')::int < (n.settlement->>'revision')::int)""",
-        ids=list(settlements),
-        settlements=[to_json(settlement).decode() for settlement in settlements.values()],
+        f"""UPDATE envelopes e SET {column} = n.word, updated_at = clock_timestamp()
+            FROM unnest(%(ids)s::uuid[], %(words)s::jsonb[]) AS n (envelope_id, word)
+            WHERE e.envelope_id = n.envelope_id
+              AND (e.{column} IS NULL OR (e.{column}->>'revision')::int < (n.word->>'revision')::int)""",
+        ids=list(words),
+        words=[to_json(word).decode() for word in words.values()],
     )
 
 

@@ -5,7 +5,7 @@ from typing import cast
 from libs.common.clock import utc_now
 from libs.common.config import ServiceSettings
 from libs.common.consumer import Routes
-from libs.common.contracts import funds, scheduler
+from libs.common.contracts import allocation, funds, scheduler
 from libs.common.db import Database
 from libs.common.jobs import Job
 from libs.common.outbox import Outbox
@@ -36,6 +36,9 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 ("funds.envelopes.v1", funds.DisbursementsCancelled): handlers.on_disbursements_cancelled,
                 ("funds.envelopes.v1", funds.EnvelopeCancelled): handlers.on_envelope_cancelled,
                 ("funds.envelopes.v1", funds.EnvelopeSettled): handlers.on_settled,
+                ("allocation.envelopes.v1", allocation.EntitlementsCancelled): handlers.on_disbursements_cancelled,
+                ("allocation.envelopes.v1", allocation.GoodsCancelled): handlers.on_goods_cancelled,
+                ("allocation.envelopes.v1", allocation.EnvelopeAllocated): handlers.on_allocated,
                 ("scheduler.ticks.v1", scheduler.Tick): handlers.on_tick,
             },
             {

@@ -184,7 +184,12 @@ CASES: dict[str, tuple[Refusal, str]] = {
     "INVALID_NO_OF_BENEFICIARIES": (declared(number_of_beneficiaries=11), "/number_of_beneficiaries"),
     "INVALID_NO_OF_DISBURSEMENTS": (declared(number_of_disbursements=0), "/number_of_disbursements"),
     "INVALID_DISBURSEMENT_QUANTITY": (item(amount_minor=12.5), "/items/0/amount_minor"),
-    "INVALID_BENEFIT_CODE": (declared(benefit_code={"id": "x", "type": "COMMODITY"}), "/benefit_code/type"),
+    "INVALID_BENEFIT_CODE": (declared(benefit_code={"id": "x", "type": "RICE"}), "/benefit_code/type"),
+    "INVALID_MEASUREMENT_UNIT": (
+        declared(benefit_code={"id": "x", "type": "COMMODITY"}, currency=None, measurement_unit=""),
+        "/measurement_unit",
+    ),
+    "INVALID_CONTACT": (item(contact={"email": "nobody at example.org"}), "/items/0/contact/email"),
     "INVALID_TARGET_REGISTRY": (declared(target_registry="x" * 201), "/target_registry"),
     "INVALID_DISBURSEMENT_SCHEDULE_DATE": (declared(schedule_date=str(today() + timedelta(days=32))), "/schedule_date"),
     "INVALID_BENEFICIARY_ID": (item(beneficiary_id=""), "/items/0/beneficiary_id"),

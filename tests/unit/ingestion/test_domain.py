@@ -198,7 +198,19 @@ GOOD = {
         ({"time_zone": "../../etc/passwd"}, [("INVALID_TIME_ZONE", "/time_zone")]),
         ({"time_zone": "Africa"}, [("INVALID_TIME_ZONE", "/time_zone")]),
         ({"currency": "XXQ"}, [("INVALID_CURRENCY", "/currency")]),
-        ({"benefit_code": {"id": "c", "type": "COMMODITY"}}, [("INVALID_BENEFIT_CODE", "/benefit_code/type")]),
+        ({"currency": None}, [("INVALID_CURRENCY", "/currency")]),
+        ({"measurement_unit": "kg"}, [("INVALID_MEASUREMENT_UNIT", "/measurement_unit")]),
+        ({"unit_scale": 2}, [("INVALID_MEASUREMENT_UNIT", "/unit_scale")]),
+        ({"benefit_code": {"id": "c", "type": "CASH_PHYSICAL"}}, []),
+        (
+            {"benefit_code": {"id": "c", "type": "COMMODITY"}},
+            [("INVALID_CURRENCY", "/currency"), ("INVALID_MEASUREMENT_UNIT", "/measurement_unit")],
+        ),
+        ({"benefit_code": {"id": "c", "type": "SERVICE"}, "currency": None, "measurement_unit": "visit"}, []),
+        (
+            {"benefit_code": {"id": "c", "type": "COMBINATION"}, "currency": None, "measurement_unit": "kit", "unit_scale": 3},
+            [],
+        ),
         ({"number_of_beneficiaries": 3}, [("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries")]),
         ({"total_minor": 1}, [("INVALID_DISBURSEMENT_QUANTITY", "/total_minor")]),
         (

@@ -39,6 +39,7 @@ CREATE TABLE envelopes (
     state text NOT NULL DEFAULT 'RECEIVING' CHECK (state IN ('RECEIVING', 'COMPLETED', 'CANCELLING', 'CANCELLED', 'SETTLED')),
     funds text NOT NULL DEFAULT 'NONE' CHECK (funds IN ('NONE', 'CHECKED', 'SHORT', 'BLOCKED')),
     settlement jsonb,                                   -- as funds last said
+    allocation jsonb,                                   -- of goods: as allocation last said
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(), updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     completed_at timestamptz, cancelling_at timestamptz,
     UNIQUE (source, publisher_envelope_id),
@@ -118,7 +119,9 @@ CREATE INDEX statements_number ON statements (account_token, year, n, part) WHER
 
 CREATE VIEW ops_envelopes AS
     SELECT envelope_id, source, publisher_envelope_id, header->'programme'->>'id' AS programme,
-           header->'benefit_code'->>'id' AS benefit_code, header->>'currency' AS currency,
+           header->'benefit_code'->>'id' AS benefit_code, header->>'benefit_type' AS benefit_type,
+           header->>'currency' AS currency, header->>'measurement_unit' AS measurement_unit,
+           (header->>'unit_scale')::int AS unit_scale,
            (header->>'schedule_date')::date AS schedule_date, (header->>'revision')::int AS revision,
            state, beneficiaries, declared, declared_minor, received, received_minor, batches,
            created_at, updated_at FROM envelopes;
