@@ -1,12 +1,23 @@
-"""What resolution is told: where the mapper is, how it lets us in, how much it takes, how addresses are written."""
+"""What resolution is told: where mapper and registries are, how they let us in, how much they take, how addresses are written."""
 
 import math
 import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+import sqlalchemy
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from libs.common.config import ClaimMaxCalls, Enabled, PollSeconds, ServiceSettings
+from libs.common.config import (
+    BackoffFirstSeconds,
+    BackoffMaxSeconds,
+    ClaimMaxCalls,
+    Concurrency,
+    Enabled,
+    LeaseSeconds,
+    MaxAttempts,
+    PollSeconds,
+    ServiceSettings,
+)
 from libs.common.workqueue import MARGIN_SECONDS
 from services.resolution import jws
 
@@ -37,6 +48,48 @@ def _jwk(*, private: bool) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def _database(text: SecretStr) -> SecretStr:
+    if url := text.get_secret_value():
+        try:
+            driver = sqlalchemy.make_url(url).get_backend_name()
+        except sqlalchemy.exc.ArgumentError:
+            driver = ""
+        if driver != "postgresql":
+            raise ValueError("is no SQLAlchemy URL of a PostgreSQL database")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern="^[^\x00]+$")]
+NameOrNone = Annotated[str, Field(max_length=63, pattern="^[^\x00]*$")]
+
+
+class RegistrySettings(BaseModel):
+    """Where the people of a registry are looked up."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Literal["database", "topic"] = Field(
+        default="database", description="database: its own, which is only read; topic: our copy of reference.people.v1"
+    )
+    url: Annotated[SecretStr, AfterValidator(_database)] = Field(
+        default=SecretStr(""), description="SQLAlchemy URL of its database, for a role that may only SELECT"
+    )
+    table: Annotated[str, Field(min_length=1, max_length=127, pattern="^[^\x00]+$")] = Field(
+        default="g2p_farmer_registry", description="a table or view, one row a person; its name, or schema.name"
+    )
+    id: Name = Field(default="link_registry_id", description="column of the beneficiary id: text, with an index")
+    large_zone_id: Name = Field(default="large_area_id", description="column")
+    large_zone_code: NameOrNone = Field(default="large_area_code", description="column; empty: there is none")
+    small_zone_id: Name = Field(default="small_area_id", description="column")
+    small_zone_code: NameOrNone = Field(default="small_area_code", description="column; empty: there is none")
+
+    @model_validator(mode="after")
+    def _a_database_has_a_url(self) -> Self:
+        if (self.source == "database") != bool(self.url.get_secret_value()):
+            raise ValueError("source database needs a url, source topic has none")
+        return self
 
 
 _BATCH_ITEMS = 1000
@@ -96,6 +149,38 @@ class Settings(ServiceSettings):
         default=30.0, gt=0, le=3600, description="at most, until one request tries whether the mapper is back"
     )
 
+    registries: dict[str, RegistrySettings] = Field(
+        default={},
+        description='JSON: target registry of the envelope, or "default" -> where zones of people are looked up; '
+        "a batch whose registry is not among them ends in ERROR",
+    )
+    locate_enabled: Enabled = True
+    locate_claim_max_calls: ClaimMaxCalls = 100
+    locate_poll_seconds: PollSeconds = 0.5
+    locate_concurrency: Concurrency = 4
+    locate_timeout_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        le=3600,
+        description="of one look-up, which the registry's database ends then; below shutdown_seconds",
+    )
+    locate_lease_seconds: LeaseSeconds = 60.0
+    locate_max_attempts: MaxAttempts = 10
+    locate_backoff_first_seconds: BackoffFirstSeconds = 0.5
+    locate_backoff_max_seconds: BackoffMaxSeconds = 60.0
+    locate_calls_per_second: float = Field(default=0, ge=0, le=10_000, description="look-ups, per replica; 0: no limit")
+    locate_breaker_failures: int = Field(
+        default=10, ge=0, description="look-ups in a row without an answer that pause all of this replica; 0: none do"
+    )
+    locate_breaker_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="at most, until one look-up tries whether the registry is back"
+    )
+
+    body_keep_days: int = Field(
+        default=30, ge=0, le=3650, description="a batch is kept so long after all were resolved, for addresses to be corrected"
+    )
+    sweep_seconds: float = Field(default=3600.0, gt=0, le=86_400, description="between two looks for batches kept long enough")
+
     # An address of SPAR 1.x is text whose ending says which of these takes it apart.
     bank_account_pattern: Annotated[
         str, _pattern("account_number"), Field(description="takes an address apart; needs account_number")
@@ -134,12 +219,16 @@ class Settings(ServiceSettings):
     @model_validator(mode="after")
     def _turns_come_within_the_lease(self) -> Self:
         """Or requests would wait for their turn until they may not be sent any more."""
-        requests = self.resolve_concurrency * math.ceil(_BATCH_ITEMS / self.resolve_max_items)
-        left_seconds = self.resolve_lease_seconds - self.resolve_timeout_seconds - MARGIN_SECONDS
-        if self.resolve_calls_per_second and requests / self.resolve_calls_per_second > left_seconds:
-            raise ValueError(
-                f"{self.variable('resolve_calls_per_second')}={self.resolve_calls_per_second}: Should let {requests} requests"
-                f" (resolve_concurrency times those of a batch) pass within {left_seconds:g} s (resolve_lease_seconds less"
-                f" resolve_timeout_seconds and {MARGIN_SECONDS:g})"
-            )
+        of_batch = {"resolve": math.ceil(_BATCH_ITEMS / self.resolve_max_items), "locate": 1}
+        for kind, in_batch in of_batch.items():
+            limits = self.limits(kind)
+            requests = limits.concurrency * in_batch
+            left_seconds = limits.lease_seconds - limits.timeout_seconds - MARGIN_SECONDS
+            if limits.calls_per_second and requests / limits.calls_per_second > left_seconds:
+                name = f"{kind}_calls_per_second"
+                raise ValueError(
+                    f"{self.variable(name)}={limits.calls_per_second}: Should let {requests} requests"
+                    f" ({kind}_concurrency times those of a batch) pass within {left_seconds:g} s ({kind}_lease_seconds less"
+                    f" {kind}_timeout_seconds and {MARGIN_SECONDS:g})"
+                )
         return self

@@ -5,6 +5,7 @@ Requests are written with their keys in order: the body is sent as it is signed.
 """
 
 import re
+from collections import deque
 from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -49,6 +50,10 @@ _FINAL = {
     "rjct.jwt.invalid",
     "rjct.request.validation",
 }
+_TOO_MANY = "rjct.errors.too_many"  # of a whole request; it does not say who is at fault
+# In one call, all within its lease: as many as tell eight people from a thousand. The largest groups are split first, so few
+# stand beside those who remain when no split is left; all of them are held, and fewer when they are asked for again.
+MOST_SPLITS = 64
 # A pattern which is nothing but keys and what stands behind them, such as `^a:(?P<a>.*)\.b:(?P<b>.*)$`.
 _KEYS_AND_FIELDS = re.compile(r"\^?(?:(?:\w|\\\.)+:\(\?P<\w+>\.\*\))+\$")
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,80}")  # codes travel on in clear, free text might be personal
@@ -84,17 +89,29 @@ class Spar:
     async def resolve(
         self, client: httpx.AsyncClient, claim: Claim, transaction_id: str, people: Sequence[tuple[str, str]]
     ) -> dict[str, Reply] | NotSent | MaybeDone:
+        """A request that is refused for too many errors in it is split, until it is known who is at fault."""
         replies: dict[str, Reply] = {}
-        for start in range(0, len(people), self._max_items):
-            some = people[start : start + self._max_items]
-            message_id = f"{claim.lease_token}-{start}"  # unique per attempt: a repeated one may be refused
+        waiting = deque(people[start : start + self._max_items] for start in range(0, len(people), self._max_items))
+        splits = requests = 0
+        while waiting:
+            some = waiting.popleft()
+            message_id = f"{claim.lease_token}-{requests}"  # unique per attempt: a repeated one may be refused
+            requests += 1
             content = await self._access.post(client, claim, self._url, self.request(message_id, transaction_id, some))
             if isinstance(content, NotSent | MaybeDone):
                 return content
             read = self.read(content, message_id, {reference for reference, _ in some})
-            if isinstance(read, NotSent | MaybeDone):
+            if isinstance(read, NotSent) and read.message == _TOO_MANY:
+                if len(some) > 1 and splits < MOST_SPLITS:
+                    splits += 1
+                    half = len(some) // 2
+                    waiting += some[:half], some[half:]
+                else:
+                    replies |= {reference: Hold(domain.REFUSED, _TOO_MANY) for reference, _ in some}
+            elif isinstance(read, NotSent | MaybeDone):
                 return read
-            replies |= read
+            else:
+                replies |= read
         return replies
 
     def request(self, message_id: str, transaction_id: str, people: Sequence[tuple[str, str]]) -> bytes:

@@ -146,12 +146,36 @@ def test_a_request_that_is_at_fault_is_an_error_at_once_which_an_operator_retrie
 @pytest.mark.parametrize("api", PATHS)
 def test_a_refusal_for_the_moment_is_tried_again(world: World, guarded: MapperAdmin, log: Log, api: str) -> None:
     people = people_of(world, guarded, 3)
-    guarded.add_fault("refuse", path=PATHS[api], count=2)  # rjct.errors.too_many
+    guarded.add_fault("refuse", path=PATHS[api], count=2)  # rjct.internal.error
     run(world, guarded.base_url, **{MAPPER + "API": api}, **PATIENT)
     publish(world, [cut(people)])
     [event] = resolved(world, 1)
     assert event.data.count == 3
     assert log.outcomes(PATHS[api]) == ["rjct", "rjct", "succ"]
+
+
+@pytest.mark.parametrize("api", PATHS)
+def test_whoever_has_a_whole_request_refused_is_held_and_the_others_go_on(
+    world: World, guarded: MapperAdmin, log: Log, api: str
+) -> None:
+    """Two of sixteen are at fault: in halves they are found within one attempt."""
+    people = people_of(world, guarded, 16)
+    guarded.set_codes({people[4]: "rjct.id.invalid", people[13]: "rjct.id.invalid"})
+    guarded.set_guard(too_many_from=1)
+    guarded.set_limits(refuse_repeated_message_id=True)
+    run(world, guarded.base_url, **{MAPPER + "API": api}, **PATIENT)
+    publish(world, [cut(people)])
+    [event] = resolved(world, 1)
+    assert (event.data.count, event.data.unresolved_count) == (14, 2)
+    assert {(one.beneficiary_id, one.reason, one.message) for one in event.data.unresolved} == {
+        (people[4], "REFUSED", "rjct.errors.too_many"),
+        (people[13], "REFUSED", "rjct.errors.too_many"),
+    }
+    assert opened(event).keys() == {item.disbursement_id for item in event.data.items}
+    [row] = world.sql("resolution", "SELECT state, attempts_started FROM ops_work")
+    assert (row.state, row.attempts_started) == ("DONE", 1)
+    items = [request["items"] for request in log.of(PATHS[api])]
+    assert items == [16, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("algorithm", KEYS)

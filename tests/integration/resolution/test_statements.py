@@ -1,27 +1,45 @@
-"""The number of SQL statements depends neither on the size of a batch nor on how many come at once."""
+"""The number of SQL statements depends neither on the size of a batch nor on how many come at once.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+Counted by the database itself, of resolution in its own and of the one that reads a registry there."""
 
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import httpx
 import pytest
 import sqlalchemy
 
 from libs.common import workqueue
 from libs.common.clock import utc_now
-from libs.common.consumer import Fold, Limits
+from libs.common.consumer import Fold, Limits, Routes
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.operator import ResolveHeld
 from libs.common.db import Database
 from libs.common.envelope import Cause, RawMessage
 from libs.common.inbox import keep_partitions
 from libs.common.outbox import Outbox
+from libs.common.workqueue import Claim
+from libs.local.reference import READER
+from libs.local.stack import Addresses
 from services.resolution import store
-from services.resolution.adapters.spar import Spar
-from services.resolution.domain import Hold
-from services.resolution.handlers import ROUTES, Answered, Resolve
+from services.resolution.adapters.registries import Columns, DatabaseRegistry
+from services.resolution.calls import Locate, Resolve
+from services.resolution.domain import Hold, Reply
+from services.resolution.doors import People
+from services.resolution.handlers import HANDLERS
+from services.resolution.ports import Registry as RegistryPort
 from tests.integration.resolution.batches import BATCHES, SEALER, cut
+from tests.integration.resolution.test_people import PEOPLE, person
+from tests.integration.resolution.zones import Registry, goods, registry_of, zone
 from tests.support.world import World
+
+Count = Callable[[], int]
+T = TypeVar("T")
+OUTBOX = Outbox("resolution")
+COLUMNS = Columns(
+    "g2p_farmer_registry", "link_registry_id", "large_area_id", "large_area_code", "small_area_id", "small_area_code"
+)
 
 
 @pytest.fixture
@@ -32,16 +50,42 @@ def database(world: World) -> Iterator[Database]:
     database.close()
 
 
-@contextmanager
-def counted(database: Database) -> Iterator[list[str]]:
-    statements: list[str] = []
+@pytest.fixture
+def registry(world: World) -> Iterator[Registry]:
+    with registry_of(world) as registry:
+        yield registry
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        statements.append(statement)
 
-    sqlalchemy.event.listen(database.engine, "before_cursor_execute", note)
-    yield statements
-    sqlalchemy.event.remove(database.engine, "before_cursor_execute", note)
+@pytest.fixture
+def count(stack: Addresses, world: World) -> Iterator[Count]:
+    engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        connection.exec_driver_sql("SELECT pg_stat_statements_reset()")  # it forgets some where it knows too many
+
+        def read() -> int:
+            return int(
+                connection.exec_driver_sql(
+                    """SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
+                       JOIN pg_roles r ON r.oid = s.userid
+                       WHERE toplevel AND (d.datname = %(own)s AND r.rolname = 'almoner_resolution'
+                                           OR d.datname = %(registry)s AND r.rolname = %(reader)s)""",
+                    {"own": world.name, "registry": f"{world.name}_registry", "reader": READER},
+                ).scalar_one()
+            )
+
+        yield read
+    engine.dispose()
+
+
+class HalfKnown:
+    """A mapper that knows every other of those whom it is asked for."""
+
+    async def resolve(
+        self, _client: httpx.AsyncClient, _claim: Claim, _transaction_id: str, people: Sequence[tuple[str, str]]
+    ) -> dict[str, Reply]:
+        address = {"fa_type": "BANK_ACCOUNT", "account_number": "1"}
+        return {reference: address if number % 2 else Hold("NOT_LINKED") for number, (reference, _) in enumerate(people)}
 
 
 def message(batch: BatchCut, offset: int) -> RawMessage:
@@ -50,42 +94,122 @@ def message(batch: BatchCut, offset: int) -> RawMessage:
     return RawMessage(BATCHES, 0, offset, 0, b"", batch.model_dump_json().encode(), pairs)
 
 
-def rounds(database: Database, batches: list[BatchCut], offset: int) -> dict[str, int]:
-    """Statements of each step: all are held first, then half of them are resolved."""
-    spar = Spar("http://mapper.example", {}, sender_id="", sender_uri="", receiver_id="", max_items=1000)
-    worker = workqueue.Worker(database, Resolve(spar, SEALER, Outbox("resolution")), workqueue.Limits())
-    size = len(batches[0].items)
-    counts = {}
-    with counted(database) as statements:
-        Fold(database, ROUTES, Limits()).fold([message(batch, offset + n) for n, batch in enumerate(batches)])
-    counts["fold"] = len(statements)
-    counts |= work(database, worker, batches, size)
-    with counted(database) as statements, database.transaction() as tx:
-        command = ResolveHeld(who="ops", why="test", batch_ids=[batch.header.batch_id for batch in batches])
-        assert store.ask_again(tx, command, Cause(str(offset))) == size * len(batches)
-    counts["ask again"] = len(statements)
-    return counts | {f"{step} part 2": count for step, count in work(database, worker, batches, size // 2).items()}
+class Rounds:
+    """Batches through every step; `costs` is what each step has cost."""
+
+    def __init__(self, database: Database, callout: Resolve | Locate, count: Count) -> None:
+        self._database = database
+        self._worker = workqueue.Worker(database, callout, workqueue.Limits())
+        self._count = count
+        self.costs: dict[str, int] = {}
+
+    def run(self, batches: list[BatchCut], offset: int) -> None:
+        """All of them are asked for; those who are held then are asked for again, with some who are not."""
+        self._step("fold", self._fold, batches, offset)
+        self._work("", len(batches))
+        named = ResolveHeld(
+            who="ops",
+            why="test",
+            envelope_id=batches[0].header.envelope_id,
+            disbursement_ids=[item.disbursement_id for batch in batches for item in batch.items[:4]],
+        )
+        self._step("again", self._ask, named)
+        self._work(" again", len(batches))
+        self._step("sweep", self._sweep)
+
+    def _fold(self, batches: list[BatchCut], offset: int) -> None:
+        messages = [message(batch, offset + number) for number, batch in enumerate(batches)]
+        assert Fold(self._database, Routes(HANDLERS), Limits()).fold(messages) == len(batches)
+
+    def _ask(self, command: ResolveHeld) -> None:
+        with self._database.transaction() as tx:
+            assert store.ask_again(tx, command, Cause("test")) >= len(command.disbursement_ids) // 2
+
+    def _sweep(self) -> None:
+        with self._database.transaction() as tx:
+            store.drop_bodies(tx, 0, 1000)
+
+    def _work(self, when: str, batches: int) -> None:
+        claims = self._step(f"claim{when}", self._worker.claim, batches)
+        assert len(claims) == batches
+        for claim, request in claims:
+            answer = self._step(f"call{when}", self._call, claim, request)
+            assert isinstance(answer, workqueue.Done)
+            self._step(f"settle{when}", self._worker.settle, claim, request, answer)
+
+    def _call(self, claim: Claim, request: store.Asked) -> workqueue.Answer:
+        async def call() -> workqueue.Answer:
+            async with httpx.AsyncClient() as client:
+                return await self._worker.call(client, claim, request)
+
+        return asyncio.run(call())
+
+    def _step(self, name: str, act: Callable[..., T], *args: object) -> T:
+        before = self._count()
+        done = act(*args)
+        self.costs[name] = self._count() - before
+        return done
 
 
-def work(database: Database, worker: workqueue.Worker, batches: list[BatchCut], hold: int) -> dict[str, int]:
-    """Claim all that is there; settle each batch with its first `hold` people held and the others resolved."""
-    with counted(database) as statements:
-        claims = worker.claim(len(batches))
-    counts = {"claim": len(statements)}
-    assert len(claims) == len(batches)
-    by_id = {batch.header.batch_id: batch for batch in batches}
-    for claim, request in claims:
-        batch = by_id[request.batch_id]
-        found = [(item, {"fa_type": "BANK_ACCOUNT", "account_number": "1"}) for item in batch.items[hold:]]
-        held = [(item, Hold("NOT_LINKED")) for item in batch.items[:hold]]
-        with counted(database) as statements:
-            worker.settle(claim, request, workqueue.Done(Answered(batch, request.part, {}, found, held)))
-        counts["settle"] = len(statements)
-    return counts
+def check(
+    database: Database, callout: Resolve | Locate, count: Count, few: list[BatchCut], many: list[BatchCut]
+) -> dict[str, int]:
+    warm, one, all_of_them = (Rounds(database, callout, count) for _ in range(3))
+    warm.run([few[0]], 0)  # connections say more at their beginning
+    one.run([few[1]], 100)
+    all_of_them.run(many, 200)
+    assert one.costs == all_of_them.costs
+    assert min(cost for step, cost in one.costs.items() if not step.startswith("call")) > 0
+    assert max(one.costs.values()) < 16, one.costs
+    return one.costs
 
 
-def test_statements_are_the_same_for_one_and_for_many(world: World, database: Database) -> None:
-    few = rounds(database, [cut([f"{world.name}-{i}" for i in range(2)])], 0)
-    many = rounds(database, [cut([f"{world.name}-{i}" for i in range(1000)], n) for n in range(8)], 100)
-    assert few == many
-    assert max(few.values()) < 12, few
+def test_statements_of_addresses(world: World, database: Database, count: Count) -> None:
+    few = [cut([f"{world.name}-{i}" for i in range(4)], n) for n in (1, 2)]
+    many = [cut([f"{world.name}-{i}" for i in range(1000)], n, few[1].header.envelope_id) for n in range(3, 11)]
+    costs = check(database, Resolve(HalfKnown(), SEALER, OUTBOX), count, few, many)
+    assert costs["call"] == 0
+
+
+@pytest.mark.parametrize("source", ["database", "topic"])
+def test_statements_of_zones(world: World, database: Database, registry: Registry, count: Count, source: str) -> None:
+    people = [f"{world.name}-{number}" for number in range(1000)]
+    known = [(person, *zone(number)) for number, person in enumerate(people) if number % 2]
+    registries: dict[str, RegistryPort] = {
+        "database": DatabaseRegistry(registry.registry_url, COLUMNS, concurrency=1, timeout_seconds=20),
+        "topic": People(database, OUTBOX),
+    }
+    if source == "database":
+        registry.put_people(known)
+    else:
+        take(database, [person(one, number) for number, one in enumerate(people) if number % 2])
+    few = [goods(people[:4], n) for n in (1, 2)]
+    many = [goods(people, n, few[1].header.envelope_id) for n in range(3, 11)]
+    costs = check(database, Locate(registries[source], SEALER, OUTBOX), count, few, many)
+    assert costs["call"] == {"database": 1, "topic": 3}[source]  # the look-up; our own database is told of a transaction, too
+
+
+def take(database: Database, messages: Sequence[tuple[bytes, bytes, dict[str, str]]]) -> None:
+    door = People(database, OUTBOX)
+    raw = [
+        RawMessage(PEOPLE, 0, offset, 0, key, value, tuple((name, text.encode()) for name, text in headers.items()))
+        for offset, (key, value, headers) in enumerate(messages)
+    ]
+    with database.transaction() as tx:
+        door.receive(tx, raw)
+
+
+def test_statements_of_published_people(world: World, database: Database, count: Count) -> None:
+    """As many for a thousand who are new, moved, removed or refused as for one of each."""
+    costs = []
+    for number in (1, 1, 250):
+        before = count()
+        here = [person(f"{world.name}-{one}", 1) for one in range(number)]
+        gone: list[tuple[bytes, bytes, dict[str, str]]] = [
+            (f"farmers/{world.name}-{one}-gone".encode(), b"", {}) for one in range(number)
+        ]
+        bad: list[tuple[bytes, bytes, dict[str, str]]] = [(b"no slash", b"", {}) for _ in range(number)]
+        take(database, [*here, *here, *gone, *bad])
+        costs.append(count() - before)
+    assert costs[1] == costs[2]
+    assert 3 <= costs[1] < 8

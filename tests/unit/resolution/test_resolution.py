@@ -22,9 +22,10 @@ from libs.common.outbox import Outbox
 from libs.common.seal import Sealer
 from services.resolution import store
 from services.resolution.adapters.spar import Spar
+from services.resolution.calls import Answered, Resolve
 from services.resolution.config import Settings
 from services.resolution.domain import Hold, Reply, references, sort_out
-from services.resolution.handlers import Answered, Resolve, on_batch_cut
+from services.resolution.handlers import on_batch_cut
 from tests.support.world import SEAL_KEYS, TOKEN_KEY
 
 SEALER = Sealer(SEAL_KEYS, TOKEN_KEY)

@@ -1,16 +1,23 @@
 """What is read out of a mapper's answer, whatever the answer is."""
 
+import asyncio
 import json
 import re
+import time
+from collections.abc import Container
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libs.common.workqueue import MaybeDone, NotSent
+from libs.common.envelope import Cause
+from libs.common.workqueue import Claim, MaybeDone, NotSent
 from services.resolution import jws
-from services.resolution.adapters.spar import Spar
+from services.resolution.adapters.access import Access
+from services.resolution.adapters.spar import MOST_SPLITS, Spar
 from services.resolution.adapters.spar2 import Spar2
 from services.resolution.config import Settings
 from services.resolution.domain import Hold, Reply
@@ -429,3 +436,74 @@ def test_a_request_is_written_as_it_is_signed(kind: type[Spar], people: list[tup
     spar = kind("http://mapper.example", {}, sender_id=sender, sender_uri=uri, receiver_id="\u00e9", max_items=1)
     body = spar.request("M", "T", people)
     assert body == jws.canonical(json.loads(body))
+
+
+# --- Who is at fault where a whole request is refused -----------------------------------------------------------------
+
+
+class Refusing(Access):
+    """Lets everybody in, and is the mapper too: a request in which one of `faulty` stands is refused as a whole."""
+
+    def __init__(self, faulty: Container[str]) -> None:
+        super().__init__()
+        self.faulty = faulty
+        self.asked: list[list[str]] = []
+        self.message_ids: list[str] = []
+
+    async def post(self, client: Any, claim: Claim, url: str, body: bytes) -> bytes:
+        request = json.loads(body)
+        one = request["message"]["resolve_request"]
+        assert request["header"]["total_count"] == len(one)
+        self.asked.append([item["reference_id"] for item in one])
+        self.message_ids.append(request["header"]["message_id"])
+        if any(item["id"] in self.faulty for item in one):
+            return answer(status="rjct", status_reason_code="rjct.errors.too_many", message_id=self.message_ids[-1])
+        return answer(*(response(item["reference_id"]) for item in one), message_id=self.message_ids[-1])
+
+
+def resolve(access: Access, count: int, max_items: int) -> Any:
+    spar = Spar("http://m.example", PATTERNS, sender_id="", sender_uri="", receiver_id="", max_items=max_items, access=access)
+    claim = Claim("resolve", "s", 0, uuid4(), uuid4(), 1, False, time.monotonic() + 60, 20, Cause("c"))
+
+    async def one() -> Any:
+        async with httpx.AsyncClient() as client:
+            return await spar.resolve(client, claim, "T", [(f"r{n}", f"p{n}") for n in range(count)])
+
+    return asyncio.run(one())
+
+
+TOO_MANY = Hold("REFUSED", "rjct.errors.too_many")
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 120), st.integers(1, 130), st.data())
+def test_a_refused_request_is_split_until_it_is_known_who_is_at_fault(count: int, max_items: int, data: st.DataObject) -> None:
+    faulty = data.draw(st.sets(st.integers(0, count - 1), max_size=6))
+    mapper = Refusing({f"p{n}" for n in faulty})
+    replies = resolve(mapper, count, max_items)
+    assert {reference for reference, reply in replies.items() if reply == TOO_MANY} == {f"r{n}" for n in faulty}
+    assert all(reply["account_number"] == "111" for reply in replies.values() if reply != TOO_MANY)
+    assert len(replies) == count
+    assert max(map(len, mapper.asked)) <= max_items
+    assert len(set(mapper.message_ids)) == len(mapper.message_ids)
+
+
+@pytest.mark.parametrize("faulty", [range(1000), range(0, 1000, 20)], ids=["everybody", "every twentieth"])
+def test_there_is_an_end_to_splitting_and_everybody_is_somewhere(faulty: range) -> None:
+    mapper = Refusing({f"p{n}" for n in faulty})
+    replies = resolve(mapper, 1000, 1000)
+    assert len(mapper.asked) == 1 + 2 * MOST_SPLITS
+    assert len(replies) == 1000
+    held = {reference for reference, reply in replies.items() if reply == TOO_MANY}
+    assert held >= {f"r{n}" for n in faulty}
+    answered = {one for group in mapper.asked for one in group if one not in held}
+    assert answered == replies.keys() - held
+
+
+def test_another_refusal_while_splitting_is_one_of_the_whole_call() -> None:
+    class Tired(Refusing):
+        async def post(self, client: Any, claim: Claim, url: str, body: bytes) -> bytes:
+            content = await super().post(client, claim, url, body)
+            return content if len(self.asked) < 4 else content.replace(b"rjct.errors.too_many", b"rjct.internal.error")
+
+    assert resolve(Tired({"p3"}), 8, 8) == NotSent("MAPPER_REFUSED", "rjct.internal.error")
