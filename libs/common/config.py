@@ -251,6 +251,7 @@ def _text(value: object) -> str:
 _UNITS = (
     "calls_per_second",
     "seconds",
+    "hours",
     "bytes",
     "days",
     "messages",

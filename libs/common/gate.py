@@ -2,6 +2,7 @@
 
 One gate stands before one kind of call of one process. The worker asks it how many calls it may begin; each request waits for
 its turn; what came of a call is told. Whoever is not let through stays where it was: nothing of it counts as an attempt.
+Where calls of a kind go to several counterparts, one that asks for time gets it from its own calls only.
 """
 
 import asyncio
@@ -44,6 +45,7 @@ class Gate:
         self._failures = 0
         self._turn = -math.inf  # when the next request may be sent
         self._closed_until = -math.inf
+        self._left_alone_until: dict[str, float] = {}  # counterparts that ask for time
         metrics.BREAKER_OPEN.labels(kind).set(0)
 
     @property
@@ -79,9 +81,17 @@ class Gate:
         if mine > now:
             await asyncio.sleep(mine - now)
 
-    def pause(self, seconds: float) -> None:
-        """The other side asks for time."""
-        self._closed_until = max(self._closed_until, self._clock() + min(seconds, LONGEST_PAUSE_SECONDS))
+    def pause(self, seconds: float, counterpart: str = "") -> None:
+        """The other side asks for time; with `counterpart` one of several, and the others are not concerned."""
+        until = self._clock() + min(seconds, LONGEST_PAUSE_SECONDS)
+        if counterpart:
+            self._left_alone_until[counterpart] = max(self._left_alone_until.get(counterpart, -math.inf), until)
+        else:
+            self._closed_until = max(self._closed_until, until)
+
+    def paused_seconds(self, counterpart: str) -> float:
+        """For how long one of several wants no further call."""
+        return max(0.0, self._left_alone_until.get(counterpart, -math.inf) - self._clock())
 
     def answered(self) -> None:
         if self.broken:

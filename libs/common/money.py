@@ -1,8 +1,12 @@
-"""Money is an integer of minor units and an ISO 4217 code; decimal text exists only at the edges (files, banks, people)."""
+"""Money is an integer of minor units and an ISO 4217 code; decimal text exists only at the edges (files, banks, people).
+
+Goods are counted in the same way, in a unit that says its decimals itself: 25.5 kg at 3 decimals is 25500.
+"""
 
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import NamedTuple
 
 MAX_MINOR = 2**63 - 1  # what a bigint column holds
 
@@ -26,6 +30,27 @@ _SCALES = {
 _PLAIN = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
+class Unit(NamedTuple):
+    """What amounts are counted in: a currency, or the unit of goods."""
+
+    name: str
+    decimals: int
+
+    def to_minor(self, text: str | Decimal) -> int:
+        """Decimal text -> whole parts of the unit's smallest. Raises MoneyError as the function below does."""
+        plain = f"{text:f}" if isinstance(text, Decimal) else text
+        if not _PLAIN.fullmatch(plain):
+            raise MoneyError(f"{text!r} is not a decimal number such as 100.25")
+        whole, _, fraction = plain.partition(".")
+        if fraction[self.decimals :].strip("0"):
+            raise MoneyError(f"{text} has more decimals than {self.name} has ({self.decimals})")
+        return checked(int(whole + fraction[: self.decimals].ljust(self.decimals, "0")))
+
+    def to_decimal(self, minor: int) -> Decimal:
+        """The exact decimal, with all decimals of the unit."""
+        return Decimal(minor).scaleb(-self.decimals)
+
+
 class MoneyError(ValueError):
     """An amount or a currency which cannot be represented exactly; the text names it and the rule."""
 
@@ -42,19 +67,12 @@ def to_minor(text: str | Decimal, currency: str) -> int:
     """Decimal text in major units -> minor units. "100.25", "EUR" -> 10025.
 
     Raises MoneyError for what is not a plain finite decimal, has more decimals than the currency, or overflows bigint."""
-    decimals = scale(currency)
-    plain = f"{text:f}" if isinstance(text, Decimal) else text
-    if not _PLAIN.fullmatch(plain):
-        raise MoneyError(f"{text!r} is not a decimal number such as 100.25")
-    whole, _, fraction = plain.partition(".")
-    if fraction[decimals:].strip("0"):
-        raise MoneyError(f"{text} has more decimals than {currency} has ({decimals})")
-    return checked(int(whole + fraction[:decimals].ljust(decimals, "0")))
+    return Unit(currency, scale(currency)).to_minor(text)
 
 
 def to_decimal(minor: int, currency: str) -> Decimal:
     """Minor units -> exact decimal in major units, with all decimals of the currency. 10025, "EUR" -> Decimal("100.25")."""
-    return Decimal(minor).scaleb(-scale(currency))
+    return Unit(currency, scale(currency)).to_decimal(minor)
 
 
 def to_text(minor: int, currency: str) -> str:

@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from starlette.routing import BaseRoute
 
@@ -60,11 +61,20 @@ class Parts:
 Wire = Callable[[ServiceSettings, Database], Parts]
 
 
-def main(settings_class: type[ServiceSettings], wire: Wire, argv: Sequence[str] | None = None) -> None:
+Verbs = Mapping[str, Callable[[Sequence[str]], None]]  # of a service's own: what they do with the arguments behind them
+
+
+def main(
+    settings_class: type[ServiceSettings], wire: Wire, argv: Sequence[str] | None = None, verbs: Verbs = MappingProxyType({})
+) -> None:
     name = settings_class.SERVICE
     parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=f"Almoner's {name} service")
-    parser.add_argument("verb", choices=["run", "consume", "work", "relay", "migrate", "config"])
-    verb = parser.parse_args(argv).verb
+    parser.add_argument("verb", choices=["run", "consume", "work", "relay", "migrate", "config", *verbs])
+    given = sys.argv[1:] if argv is None else argv
+    if given and given[0] in verbs:
+        verbs[given[0]](given[1:])
+        return
+    verb = parser.parse_args(given).verb
     if verb == "config":  # connects to nothing: what this environment would tell the service
         print(json.dumps(settings_class.described(), ensure_ascii=False))
         return

@@ -9,7 +9,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -46,6 +47,7 @@ class Claim:
     timeout_seconds: float
     cause: Cause
     gate: Gate | None = None  # before the other side, for all requests under this claim
+    counterpart: str = ""  # which of several other sides is called; the request names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,9 @@ class CallOut(Protocol):
     read: bool  # changes nothing at the other side: nothing about it is ever unknown
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
-        """subject -> request to call with, or Unknown, Void, Later. Runs under the envelopes' shared locks."""
+        """subject -> request to call with, or Unknown, Void, Later. Runs under the envelopes' shared locks.
+
+        Where calls of this kind go to several other sides, a request has a `counterpart`, and `not_now` was asked before."""
         ...
 
     async def call(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> Answer: ...
@@ -264,7 +268,7 @@ class Worker:
                 if isinstance(decision, Unknown | Void | Later):
                     self._decline(tx, claim, decision)
                 else:
-                    calls.append((claim, decision))
+                    calls.append((replace(claim, counterpart=getattr(decision, "counterpart", "")), decision))
             if calls:
                 tx.run(
                     """INSERT INTO attempts (kind, subject, attempt, lease_token)
@@ -426,12 +430,7 @@ class Worker:
     async def run(self, wake: asyncio.Event, stop: threading.Event) -> None:
         """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled."""
         running: set[asyncio.Task[None]] = set()
-        # A connection per call: one kept alive may be closed by the other side just as we write, and a payment whose
-        # request met that can't be told from one that was taken. A read is simply repeated.
-        kept = self._limits.concurrency if self._callout.read else 0
-        limits = httpx.Limits(max_connections=self._limits.concurrency, max_keepalive_connections=kept, keepalive_expiry=2)
-        timeout = httpx.Timeout(self._limits.timeout_seconds, connect=min(5.0, self._limits.timeout_seconds))
-        async with httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False) as client:
+        async with http_client(self._limits, read=self._callout.read) as client:
             while not stop.is_set():
                 wake.clear()
                 free = min(self._limits.concurrency - len(running), self._limits.claim_max_calls)
@@ -464,6 +463,27 @@ class Worker:
     def _settled(self, claim: Claim, request: Any, answer: Answer) -> bool:
         self.settle(claim, request, answer)
         return True
+
+
+def not_now(claim: Claim, counterpart: str) -> Later | None:
+    """For `take`: this one of several other sides has asked for time, so nothing of it is begun yet."""
+    seconds = claim.gate.paused_seconds(counterpart) if claim.gate else 0.0
+    return Later(seconds, "ASKED_TO_WAIT") if seconds else None
+
+
+def http_client(limits: Limits, *, read: bool) -> httpx.AsyncClient:
+    """The client of all calls of a worker, which remembers nothing of any of them."""
+    # A connection per call: one kept alive may be closed by the other side just as we write, and a payment whose
+    # request met that can't be told from one that was taken. A read is simply repeated.
+    kept = limits.concurrency if read else 0
+    return httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=limits.concurrency, max_keepalive_connections=kept, keepalive_expiry=2),
+        timeout=httpx.Timeout(limits.timeout_seconds, connect=min(5.0, limits.timeout_seconds)),
+        follow_redirects=False,
+        # No cookie is taken, so none is sent: the other side's sessions would join calls that have nothing in common, and
+        # what it sets would be kept as long as the process lives.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+    )
 
 
 def must_not_outlast(claim: Claim, seconds: float) -> None:
@@ -511,7 +531,7 @@ async def post(
     if response is None:
         return MaybeDone("ANSWER_UNREADABLE", f"the answer is compressed, or longer than {ANSWER_BYTES} bytes")
     if claim.gate and (seconds := asked_to_wait_seconds(response)):
-        claim.gate.pause(seconds)
+        claim.gate.pause(seconds, claim.counterpart)
     return response
 
 

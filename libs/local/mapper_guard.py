@@ -32,7 +32,8 @@ _USUAL = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
 
 
 class Guard(BaseModel):
-    """Empty or None: not asked for, not done. Keys are JWKs; `refuse_with`: a code with which every request is refused."""
+    """Empty, None or 0: not asked for, not done. Keys are JWKs; `refuse_with`: a code with which every request is refused;
+    `too_many_from`: a request with so many refused people is refused as a whole."""
 
     client_id: str = ""
     client_secret: str = ""
@@ -41,6 +42,7 @@ class Guard(BaseModel):
     answer_key: dict[str, Any] | None = None
     keymanager_key: dict[str, Any] | None = None
     refuse_with: str | None = None
+    too_many_from: int = Field(default=0, ge=0)
 
 
 def guard(db: sqlite3.Connection) -> Guard:

@@ -74,10 +74,11 @@ def verb(wire: Format) -> tuple[Action, Action]:
         request = wire.read(call.json)
         signed = mapper_guard.well_signed(rules, call)
         fault = (None if signed else "rjct.jwt.invalid") or rules.refuse_with or request.fault or _limit_fault(db, request)
-        return mapper_guard.sign_answer(rules, _refused(wire, request, fault) if fault else _resolved_all(db, wire, request))
+        answer = _refused(wire, request, fault) if fault else _resolved_all(db, wire, request, rules.too_many_from)
+        return mapper_guard.sign_answer(rules, answer)
 
     def refuse(db: sqlite3.Connection, call: Call) -> Answer:
-        return _refused(wire, wire.read(call.json), "rjct.errors.too_many")
+        return _refused(wire, wire.read(call.json), "rjct.internal.error")
 
     return act, refuse
 
@@ -86,7 +87,7 @@ def _refused(wire: Format, request: Request, fault: str) -> Answer:
     return Answer("rjct", to_json(wire.answer(request, fault, [])))
 
 
-def _resolved_all(db: sqlite3.Connection, wire: Format, request: Request) -> Answer:
+def _resolved_all(db: sqlite3.Connection, wire: Format, request: Request, too_many_from: int) -> Answer:
     at = now()
     faults = _item_faults(request.items)
     asked = [one["id"] for one, code in zip(request.items, faults, strict=True) if code is None]
@@ -103,6 +104,8 @@ def _resolved_all(db: sqlite3.Connection, wire: Format, request: Request) -> Ans
         else _resolved(wire, one, known.get(one["id"]), codes.get(one["id"]) if codes else None, at)
         for one, code in zip(request.items, faults, strict=True)
     ]
+    if 0 < too_many_from <= sum(one["status"] == "rjct" for one in responses):
+        return _refused(wire, request, "rjct.errors.too_many")
     return Answer("succ", to_json(wire.answer(request, None, responses)))
 
 

@@ -50,7 +50,7 @@ class Settings(ServiceSettings):
     )
     read_statement_enabled: bool = Field(default=True, description="off: this replica leaves reading to others")
     read_statement_max_attempts: int = Field(
-        default=10, ge=0, le=1000, description="a minute apart; then the statement waits for `almoner retry`. 0: no end"
+        default=3, ge=0, le=1000, description="a minute apart; then the statement waits for `almoner retry`. 0: no end"
     )
     statement_max_bytes: int = Field(default=64_000_000, ge=1_000_000, description="of one posted statement file")
 

@@ -20,15 +20,16 @@ PEOPLE = 10
 
 
 @contextmanager
-def holding(payout: Payout, function: str) -> Iterator[Any]:
+def holding(payout: Payout, function: str, *, cancel: bool = True) -> Iterator[Any]:
     """A transaction which has taken the envelope's lock as funds does, and cancels the envelope when it commits."""
     url = sqlalchemy.make_url(payout.world.database_url).set(drivername="postgresql")
     connection = psycopg2.connect(url.render_as_string(hide_password=False))
     try:
         with connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT {function}(%s)", (lock_key("funds", payout.envelope_id),))
-            cursor.execute("UPDATE funds.envelopes SET cancelling = true WHERE envelope_id = %s", (payout.envelope_id,))
-            assert cursor.rowcount == 1
+            if cancel:
+                cursor.execute("UPDATE funds.envelopes SET cancelling = true WHERE envelope_id = %s", (payout.envelope_id,))
+                assert cursor.rowcount == 1
             yield cursor
     finally:
         connection.close()
@@ -72,6 +73,19 @@ def test_intake_waits_for_who_decides(world: World, payout: Payout) -> None:
         somebody_waits(world, "ShareLock")
     reach(payout, cancelled=PEOPLE)
     assert world.sql("funds", "SELECT 1 FROM instructions") == []
+
+
+def test_batches_of_one_envelope_do_not_wait_for_each_other(world: World, payout: Payout) -> None:
+    """While somebody folds a batch of the same envelope, another is folded, claimed, sent and settled."""
+    process = world.run("funds", **payout.env)
+    payout.publish(payout.completed())
+    reach(payout, state="BLOCKED")
+    world.until(lambda: idle(world))
+    with holding(payout, "pg_advisory_xact_lock_shared", cancel=False):
+        payout.publish(payout.batches[0])
+        reach(payout, outstanding=PEOPLE)
+    assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
+    assert process.alive
 
 
 def test_who_decides_waits_for_who_folds(world: World, payout: Payout) -> None:

@@ -16,6 +16,7 @@ class RawServer:
     answer: Callable[[str], Iterator[bytes]] = lambda _: iter(())
     pause_seconds: float = 0.0
     requests: list[tuple[str, bytes]] = field(default_factory=list)  # path, body
+    heads: list[str] = field(default_factory=list)  # of the same requests
     sent_bytes: int = 0
 
     async def __aenter__(self) -> Self:
@@ -33,6 +34,7 @@ class RawServer:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
             path = head.split(" ")[1]
+            self.heads.append(head)
             self.requests.append((path, await reader.readexactly(length)))
             for piece in self.answer(path):
                 writer.write(piece)

@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.envelope import Cause
-from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent
+from libs.common.errors import LeaseLost
+from libs.common.workqueue import MARGIN_SECONDS, Answer, Claim, Done, Limits, MaybeDone, NotSent, http_client, post
 from services.funds.adapters.example_bank import ExampleBank
 from services.funds.adapters.full_bank import FullBank
 from services.funds.ports import Accepted, Account, Payment, Refused, Succeeded, Sufficient
-from services.resolution.adapters.spar import Spar
+from services.resolution.adapters.spar import MOST_SPLITS, Spar
 from services.resolution.adapters.spar2 import Spar2
 from services.resolution.config import Settings
 from services.resolution.domain import Hold
@@ -327,6 +329,63 @@ def test_a_mapper_that_makes_sense_is_understood(loop: asyncio.Runner, version: 
             return await resolve(version, server.url, client, claim())
 
     assert {reply["account_number"] for reply in loop.run(one()).values()} == {"1"}
+
+
+def test_a_mapper_that_refuses_whatever_it_is_asked_is_not_asked_beyond_the_lease(loop: asyncio.Runner) -> None:
+    """Each refusal is a reason to ask for fewer people; the lease ends long before the last of them would be asked for."""
+    body = json.dumps({"header": {"status": "rjct", "status_reason_code": "rjct.errors.too_many"}}).encode()
+    answer = http(200, body, ("Connection", "close"))
+    short = replace(claim(), deadline=time.monotonic() + 5.0 + MARGIN_SECONDS + 0.5)
+    people = [(f"r{n}", f"p{n}") for n in range(1000)]
+
+    async def one() -> int:
+        async with (
+            RawServer(lambda _: iter([answer[:-1], answer[-1:]]), pause_seconds=0.05) as server,
+            httpx.AsyncClient(verify=False) as client,
+        ):
+            mapper = Spar(server.url, PATTERNS, sender_id="s", sender_uri="", receiver_id="", max_items=1000)
+            with pytest.raises(LeaseLost):
+                await mapper.resolve(client, short, "T", people)
+            return len(server.requests)
+
+    assert 1 < loop.run(one()) < 1 + 2 * MOST_SPLITS
+
+
+# --- Cookies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_the_other_side_cannot_leave_a_cookie_with_us(loop: asyncio.Runner, read: bool) -> None:
+    """Neither bank nor mapper; what we say in a header of our own (a keymanager wants its token there) is sent as it is."""
+    cookies = [
+        ("Set-Cookie", "session=1"),
+        ("Set-Cookie", "kept=1; Path=/; Max-Age=999999999"),
+        ("Set-Cookie", "wide=1; Domain=127.0.0.1; Path=/; HttpOnly"),
+        ("Set-Cookie2", "old=1; Version=1"),
+        ("Connection", "close"),
+    ]
+    bodies = {"/check_funds": GOOD["check"], "/sync/resolve": resolved(Spar, FA[Spar])}
+
+    async def all_calls() -> tuple[list[Any], list[str]]:
+        async with (
+            RawServer(lambda path: iter([http(200, json.dumps(bodies[path]).encode(), *cookies)])) as server,
+            http_client(Limits(), read=read) as client,
+        ):
+            answers = []
+            for _ in range(2):
+                answers.append(await ask(ExampleBank(server.url), "check", client, claim()))
+                answers.append(await resolve(Spar, server.url, client, claim()))
+            await post(client, claim(), f"{server.url}/sync/resolve", b"{}", {"Cookie": "Authorization=ours"})
+            assert not list(client.cookies.jar)
+            return answers, server.heads
+
+    answers, heads = loop.run(all_calls())
+    assert answers[:2] == answers[2:]
+    assert isinstance(answers[0], Done)
+    assert [line for head in heads for line in head.splitlines() if line.lower().startswith("cookie")] == [
+        "Cookie: Authorization=ours"
+    ]
+    assert len(heads) == 5
 
 
 # --- Answers without an end -------------------------------------------------------------------------------------------

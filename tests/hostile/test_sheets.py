@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from libs.cli import sheet
+from libs.cli.app import run
 from libs.cli.context import Refused
 from libs.cli.submit import submit
+from libs.common.money import Unit
 
+EUR = Unit("EUR", 2)
 HEADER = ["disbursement_id", "beneficiary_id", "amount", "beneficiary_name", "narrative"]
 FIELDS = {
     "envelope_id": "E1",
@@ -61,7 +64,7 @@ def dry_run(folder: Path, content: bytes, name: str = "run.csv") -> tuple[str | 
 def written(path: Path) -> list[tuple[str, str, int, str, str]]:
     return [
         (one.disbursement_id, one.beneficiary_id, one.amount_minor, one.beneficiary_name, one.narrative)
-        for one in sheet.disbursements(path, "EUR")
+        for one in sheet.disbursements(path, EUR)
     ]
 
 
@@ -106,7 +109,7 @@ def test_a_damaged_table_is_never_read_as_something_else(tmp_path: Path, data: s
         )
     refusal, _ = dry_run(tmp_path, bytes(whole))
     if refusal is None:
-        summary = sheet.check(tmp_path / "run.csv", "EUR")
+        summary = sheet.check(tmp_path / "run.csv", EUR)
         rows = written(tmp_path / "run.csv")
         assert (summary.count, summary.total_minor) == (len(rows), sum(row[2] for row in rows))
 
@@ -153,6 +156,39 @@ def test_any_json_lines_are_read_or_refused(tmp_path: Path, lines: list[str], en
         assert sum(row[2] for row in written(tmp_path / "run.jsonl")) > 0
     else:
         assert "line 1" in text or "fault" in text or "the envelope is not complete" in refusal
+
+
+LINE = '{"disbursement_id": "D1", "beneficiary_id": "P1", "amount": "1.00"}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([LINE, LINE.replace("D1", "D2").replace("}", ', "amount": "1000000.00"}')], "fault: line 2, /amount: the key is there twice"),
+        ([LINE.replace("}", ', "beneficiary_id": "P2"}')], "fault: line 1, /beneficiary_id: the key is there twice"),
+        ([LINE.replace("}", ', "\\u0061mount": "1.00"}')], "fault: line 1, /amount: the key is there twice"),
+        ([LINE.replace("}", ', "more": {"\\u001b[2J": 1, "\\u001b[2J": 2}}')], "fault: line 1, /\ufffd[2J: the key is there twice"),
+        (['{"envelope": {"cycle": {"id": "A"}, "cycle": {"id": "B"}}}', LINE], "the envelope in line 1: the key 'cycle' is there twice"),
+        (['{"envelope": {"cycle": {"id": "A", "id": "B"}}}', LINE], "the envelope in line 1: the key 'id' is there twice"),
+        (['{"envelope": {}, "envelope": {}}', LINE], "the envelope in line 1: the key 'envelope' is there twice"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_there_twice_is_a_fault_and_none_of_its_values_counts(
+    tmp_path: Path, lines: list[str], said: str
+) -> None:
+    refusal, text = dry_run(tmp_path, "\n".join(lines).encode(), "run.jsonl")
+    assert refusal is not None
+    assert said in text + refusal
+    if "envelope" not in refusal:
+        assert text.count("fault: ") == 1
+
+
+def test_a_key_twice_in_the_file_of_the_envelope(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.jsonl").write_text(LINE)
+    envelope = tmp_path / "envelope.json"
+    envelope.write_text(json.dumps(FIELDS).replace("{", '{"currency": "KWD", ', 1))
+    assert run(["submit", str(tmp_path / "run.jsonl"), "--envelope", str(envelope), "--dry-run"]) == 2
+    assert "the key 'currency' is there twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,12 @@ CRASH = "tests/faults/test_crash_funds.py::test_killed_at"
 FREEZE = "tests/faults/test_freeze.py::test_frozen_beyond_its_lease"
 LOCKS = "tests/faults/test_locks.py"
 WORK = "tests/integration/runtime/test_work.py"
+ENDS_IN_ERROR = f"{WORK}::test_what_was_never_sent_ends_in_error_and_can_be_retried"
 RESOLVE = "tests/integration/resolution/test_resolve.py"
 OPERATIONS = "tests/integration/funds/test_operations.py"
+AGENCIES = "tests/integration/funds/test_agencies.py"
+REPAY = "tests/integration/funds/test_repay.py"
+TWO_BANKS = "tests/integration/funds/test_two_banks.py::test_a_bank_that_asks_for_time_stops_no_calls_to_another"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,48 @@ MUTANTS = [
         "ambiguous",
         (f"{CRASH}[call.after_answer-dispatch-example]",),
     ),
+    Mutant(
+        "a pause is the bank's own: one that asks for time stops the calls to all",
+        "libs/common/workqueue.py",
+        "claim.gate.pause(seconds, claim.counterpart)",
+        "claim.gate.pause(seconds)",
+        (f"{TWO_BANKS}[check-/check_funds]",),
+    ),
+    Mutant(
+        "zones: an older word on where somebody lives wins",
+        "services/resolution/store.py",
+        "WHERE excluded.said_offset > p.said_offset OR excluded.said_ms > p.said_ms",
+        "",
+        ("tests/integration/resolution/test_people.py::test_an_older_word_changes_nothing",),
+    ),
+    Mutant(
+        "addresses: who is asked for again in vain is held, though paid",
+        "services/resolution/calls.py",
+        "        if item.disbursement_id not in again\n",
+        "",
+        ("tests/unit/resolution/test_zones.py::test_whoever_was_resolved_before_is_not_held_by_a_question_in_vain",),
+    ),
+    Mutant(
+        "agency cash: a line is compared with the first share alone",
+        "services/funds/domain.py",
+        "        sum(one.amount_minor for one in sent),\n",
+        "        sent[0].amount_minor,\n",
+        ("tests/unit/funds/test_domain.py",),
+    ),
+    Mutant(
+        "agency cash: a late debit counts although a share of it was sent anew",
+        "services/funds/handlers.py",
+        "    whole = {key for key, ones in paying.items() if possible.issuperset(ones)}\n",
+        "    whole = set(paying)\n",
+        (f"{AGENCIES}::test_a_late_debit_of_which_a_share_was_sent_anew_counts_for_none_and_holds_the_rest",),
+    ),
+    Mutant(
+        "in doubt: who may have been paid by a line that cannot count is paid anew",
+        "services/funds/handlers.py",
+        "        held = store.hold_disputed(tx, [(one.instruction, one.position) for one in found if one.held_id is None])\n",
+        "        held: list[Any] = []\n",
+        (f"{REPAY}::test_a_second_debit_of_a_reversed_payment_stops_its_repayment_until_it_is_settled[dispatch]",),
+    ),
     # What a bridge of batches gets wrong (docs/compare.md), put back.
     Mutant(
         "as in a bridge: stale work is what is fresh, and the other way round",
@@ -135,7 +181,7 @@ MUTANTS = [
     ),
     Mutant(
         "as in a bridge: of two disbursements for one person in a batch only one is paid",
-        "services/resolution/handlers.py",
+        "services/resolution/calls.py",
         "        people = [(reference, item.beneficiary_id) for reference, item in zip(references, items, strict=True)]\n",
         "        people = [(one, who) for who, one in {i.beneficiary_id: r for r, i in zip(references, items, strict=True)}.items()]\n",
         (f"{RESOLVE}::test_a_thousand_people_of_whom_twelve_are_unknown",),
@@ -185,9 +231,63 @@ MUTANTS = [
     Mutant(
         "as in a bridge: totals are whole numbers, without cents",
         "libs/common/money.py",
-        '    return checked(int(whole + fraction[:decimals].ljust(decimals, "0")))\n',
-        "    return checked(int(whole) * 10**decimals)\n",
+        '        return checked(int(whole + fraction[: self.decimals].ljust(self.decimals, "0")))\n',
+        "        return checked(int(whole) * 10**self.decimals)\n",
         ("tests/unit/common/test_money_and_clock.py",),
+    ),
+    Mutant(
+        "as in a bridge: an envelope's lock serves one batch at a time",
+        "libs/common/db.py",
+        "SELECT pg_advisory_xact_lock_shared(k)",
+        "SELECT pg_advisory_xact_lock(k)",
+        (f"{LOCKS}::test_batches_of_one_envelope_do_not_wait_for_each_other",),
+    ),
+    Mutant(
+        "as in a bridge: a statement for each payment and each line",
+        "libs/common/db.py",
+        "        values = list(zip(*rows, strict=True))\n",
+        "        rows = list(rows)\n"
+        "        for row in rows[1:]:\n"
+        "            self.copy(table, columns, [row])\n"
+        "        values = list(zip(*rows[:1], strict=True))\n",
+        ("tests/faults/test_statements_per_batch.py",),
+    ),
+    Mutant(
+        "as in a bridge: updated_at does not change when a call ends",
+        "libs/common/workqueue.py",
+        "lease_token = NULL, leased_until = NULL, updated_at = clock_timestamp()\n"
+        "                   WHERE kind = %(kind)s AND subject = %(subject)s AND state = 'CLAIMED'",
+        "lease_token = NULL, leased_until = NULL\n"
+        "                   WHERE kind = %(kind)s AND subject = %(subject)s AND state = 'CLAIMED'",
+        (ENDS_IN_ERROR,),
+    ),
+    Mutant(
+        "as in a bridge: there is no state for each disbursement: one refused payment is the whole list's",
+        "services/funds/store.py",
+        "AND p.position = r.position\n",
+        "AND p.position >= 0\n",
+        (f"{OPERATIONS}::test_the_bank_refuses_single_payments_which_are_held_and_paid_when_retried",),
+    ),
+    Mutant(
+        "as in a bridge: no history of attempts",
+        "libs/common/workqueue.py",
+        '            if calls:\n                tx.run(\n                    """INSERT INTO attempts',
+        '            if calls and self.kind == "":\n                tx.run(\n                    """INSERT INTO attempts',
+        (ENDS_IN_ERROR,),
+    ),
+    Mutant(
+        "as in a bridge: nothing counts what became of calls",
+        "libs/common/workqueue.py",
+        "        metrics.CALLS.labels(self.kind, outcome).inc()\n",
+        "",
+        (f"{WORK}::test_what_may_have_happened_is_unknown_where_it_cannot_be_asked_again",),
+    ),
+    Mutant(
+        "as in a bridge: no operator can have a failed call tried again",
+        "libs/common/workqueue.py",
+        "WHERE kind = %(kind)s AND state = 'ERROR'\n",
+        "WHERE kind = %(kind)s AND state = 'NONE'\n",
+        (ENDS_IN_ERROR,),
     ),
 ]
 

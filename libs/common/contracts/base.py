@@ -25,8 +25,13 @@ MinorOrZero = Annotated[int, Field(strict=True, ge=0, le=MAX_MINOR)]
 Balance = Annotated[int, Field(strict=True, ge=-MAX_MINOR, le=MAX_MINOR)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 
+# Empty where there is none; whether it can be reached only the provider knows.
+EmailOrNone = Annotated[str, StringConstraints(pattern=r"^([^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,190})?$")]
+PhoneOrNone = Annotated[str, StringConstraints(pattern=r"^(\+?[0-9][0-9 ()./-]{2,30})?$")]
+
 BenefitType = Literal["CASH_DIGITAL", "CASH_PHYSICAL", "COMMODITY", "SERVICE", "COMBINATION"]
 CASH = ("CASH_DIGITAL", "CASH_PHYSICAL")
+GOODS = ("COMMODITY", "SERVICE", "COMBINATION")
 Frequency = Literal[
     "Daily", "Weekly", "Fortnightly", "Monthly", "BiMonthly", "Quarterly", "SemiAnnually", "Annually", "OnDemand"
 ]
@@ -97,8 +102,8 @@ class BatchHeader(EnvelopeHeader):
 class Contact(Part):
     """Where somebody can be told; never travels or rests in clear within Almoner."""
 
-    email: Annotated[str, StringConstraints(pattern=r"^([^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,190})?$")] = ""
-    phone: Annotated[str, StringConstraints(pattern=r"^(\+?[0-9][0-9 ()./-]{2,30})?$")] = ""
+    email: EmailOrNone = ""
+    phone: PhoneOrNone = ""
 
 
 class Item(Part):

@@ -1,8 +1,8 @@
 """One example per event type, as on the wire: TYPE -> data. Together they tell one payment run, from its envelope to its end.
 
 A rice farmers' cash programme pays four people. The mapper knows no account for one of them, the bank sends one payment
-back, and one is cancelled before it is paid. Two of them also get seed rice; the village of one has no agency, so that one's rice is held. Other
-systems' tests and `docs/events.md` use these; names and accounts are invented.
+back, and one is cancelled before it is paid. Two of them also get seed rice; the village of one has no agency, so that this
+one's rice is held. Other systems' tests and `docs/events.md` use these; names and accounts are invented.
 """
 
 from typing import Any

@@ -76,7 +76,8 @@ class FireTick(Command):
 
 
 class ResolveHeld(Command):
-    """resolution: ask again, the mapper or the registry, for those who could not be resolved. Empty lists: no restriction."""
+    """resolution: ask again, the mapper or the registry, for those who could not be resolved; by disbursement ids also for those
+    whose address was resolved and is another by now. Empty lists: no restriction."""
 
     TYPE = "almoner.operator.ResolveHeld.v1"
     envelope_id: UUID | None = None

@@ -124,11 +124,12 @@ def test_what_was_never_sent_ends_in_error_and_can_be_retried(world: World) -> N
     world.publish(IN, Ask(subjects=["a"]), "k")
     world.run("probe", ALMONER_PROBE_URL=f"http://127.0.0.1:{port}/ask", ALMONER_PROBE_ASK_AGAIN="false")
     world.until(lambda: work(world).get("a") == ("ERROR", False, 3), what="three attempts")
-    [row] = world.sql("probe", "SELECT code, message FROM ops_work")
+    [row] = world.sql("probe", "SELECT code, message, created_at, updated_at FROM ops_work")
     assert row.code == "NOT_REACHED"
     assert "ConnectError" in row.message
-    attempts = world.sql("probe", "SELECT outcome, finished_at FROM ops_attempts ORDER BY attempt")
-    assert [row.outcome for row in attempts] == ["NotSent"] * 3
+    attempts = world.sql("probe", "SELECT outcome, started_at FROM ops_attempts ORDER BY attempt")
+    assert [attempt.outcome for attempt in attempts] == ["NotSent"] * 3
+    assert row.created_at < attempts[-1].started_at < row.updated_at  # it changed last when the last attempt had ended
     with OtherSide(port) as other_side:
         world.publish(COMMANDS, operator.RetryWork(kind="ask", subjects=["a"], who="ann", why="it is back"), "probe")
         world.until(lambda: work(world)["a"] == ("DONE", False, 4))

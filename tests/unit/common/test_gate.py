@@ -82,6 +82,18 @@ def test_whoever_asks_for_time_gets_it(time: Time) -> None:
     assert asked.wait_seconds(10**9) == LONGEST_PAUSE_SECONDS
 
 
+def test_one_of_several_that_asks_for_time_gets_it_from_its_own_calls_only(time: Time) -> None:
+    asked = Gate("k", clock=time)
+    asked.pause(30, "A")
+    asked.pause(10, "A")  # the longer one counts
+    assert (asked.paused_seconds("A"), asked.paused_seconds("B")) == (30.0, 0.0)
+    assert (asked.allowed(5, 0), asked.wait_seconds(60.0)) == (5, 60.0)
+    time.now += 30
+    assert asked.paused_seconds("A") == 0.0
+    asked.pause(10**9, "B")
+    assert asked.paused_seconds("B") == LONGEST_PAUSE_SECONDS
+
+
 def test_the_breaker_opens_tries_one_call_and_closes(time: Time) -> None:
     breaker = Gate("k", breaker_failures=3, breaker_seconds=60, clock=time)
     breaker.failed()
