@@ -1,7 +1,8 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-replicas check test mutants drift docs transcript golden locks
+.PHONY: help setup demo demo-goods bench bench-replicas check test mutants drift docs transcript golden locks
 N ?= 100000
+KIND ?= cash
 
 run := .venv/bin/python -m
 
@@ -14,8 +15,11 @@ setup: ## Make or renew .venv from requirements/dev.lock.
 demo: ## 10,000 people paid on a stack of its own, with what goes wrong in life; the last line is JSON.
 	@./almoner demo
 
-bench: ## Measure N disbursements (N=100000) on a stack of its own; the last line is JSON.
-	@./almoner bench $(N)
+demo-goods: ## Rice, and cash through agencies, for 10,000 people each; the last line is JSON.
+	@./almoner demo-goods
+
+bench: ## Measure N disbursements (N=100000; KIND=cash or goods) on a stack of its own; the last line is JSON.
+	@./almoner bench $(N) --kind $(KIND)
 
 bench-replicas: N = 4000
 bench-replicas: ## Two replicas against one, with simulators that answer after 200 ms; the last line is JSON.
@@ -52,6 +56,6 @@ golden: setup ## Keep the wire bytes of this release's events, so that later rel
 	$(run) tests.contract.golden
 
 locks: setup ## Lock every dependency group with hashes.
-	@for group in common ingestion resolution funds scheduler local dev; do \
+	@for group in common ingestion resolution funds allocation scheduler notifications local dev; do \
 		.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group $$group -o requirements/$$group.lock; \
 	done

@@ -2,8 +2,11 @@
 
 import os
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Literal
+
+from pydantic import ValidationError
 
 from libs.cli.context import (
     SERVICES,
@@ -16,6 +19,8 @@ from libs.cli.context import (
     home,
     money,
     plural,
+    quantity,
+    unit_of,
     who_am_i,
 )
 from libs.cli.send import Answers, Publisher, send_command
@@ -23,15 +28,17 @@ from libs.common.contracts import operator
 from libs.common.contracts.base import CHUNK_ITEMS
 from libs.common.contracts.ingestion import (
     DisbursementsCancellationRequested,
+    EnvelopeAmendmentRequested,
     EnvelopeCancellationRequested,
     SubmissionRejected,
 )
+from libs.common.money import MoneyError
 
 ANSWER_SECONDS = 60.0
 
 
 def retry_held(envelope: str | None, who: str, why: str, dry_run: bool, yes: bool) -> None:
-    """Ask the mapper again for the unresolved, and pay again those whom the bank refused."""
+    """Ask mapper and registry again for the unresolved, look for places again, and pay again those whom the bank refused."""
     with Views() as views:
         only = find_envelope(views, envelope).envelope_id if envelope else None
         unresolved = views.rows(
@@ -39,24 +46,41 @@ def retry_held(envelope: str | None, who: str, why: str, dry_run: bool, yes: boo
                WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL GROUP BY envelope_id ORDER BY envelope_id""",
             only=only,
         )
+        unserved = views.one(
+            """SELECT count(*) AS people FROM allocation.ops_held a
+               WHERE (a.envelope_id = %(only)s OR %(only)s::uuid IS NULL)
+                 AND NOT EXISTS (SELECT 1 FROM resolution.ops_held r
+                                 WHERE r.envelope_id = a.envelope_id AND r.disbursement_id = a.disbursement_id)""",
+            only=only,
+        ).people
         refused = views.rows(
             """SELECT f.envelope_id, count(*) AS people FROM funds.ops_held f
                WHERE (f.envelope_id = %(only)s OR %(only)s::uuid IS NULL)
                  AND NOT EXISTS (SELECT 1 FROM resolution.ops_held r
                                  WHERE r.envelope_id = f.envelope_id AND r.disbursement_id = f.disbursement_id)
+                 AND NOT EXISTS (SELECT 1 FROM allocation.ops_held a
+                                 WHERE a.envelope_id = f.envelope_id AND a.disbursement_id = f.disbursement_id)
                GROUP BY f.envelope_id ORDER BY f.envelope_id""",
             only=only,
         )
-        if not unresolved and not refused:
+        at_mapper, at_bank = sum(row.people for row in unresolved), sum(row.people for row in refused)
+        total = at_mapper + unserved + at_bank
+        if not total:
             print("Nobody is held.")
             return
-        at_mapper, at_bank = sum(row.people for row in unresolved), sum(row.people for row in refused)
-        print(f"  {plural(at_mapper, 'person')} without an address: the mapper is asked again")
-        print(f"  {plural(at_bank, 'person')} held by funds: those whom the bank refused are paid again")
+        if at_mapper:
+            print(f"  {plural(at_mapper, 'person')} without an address or a zone: mapper and registry are asked again")
+        if unserved:
+            print(f"  {plural(unserved, 'person')} without a warehouse or an agency: allocation looks for places again")
+        if at_bank:
+            print(f"  {plural(at_bank, 'person')} held by funds: those whom the bank refused are paid again")
         if dry_run:
-            print(f"{plural(at_mapper + at_bank, 'held disbursement')} would be tried again; nothing was sent.")
+            print(f"{plural(total, 'held disbursement')} would be tried again; nothing was sent.")
             return
-        confirm(f"Retry {plural(at_mapper + at_bank, 'held disbursement')}?", yes)
+        confirm(f"Retry {plural(total, 'held disbursement')}?", yes)
+        if unserved:
+            send_command(views, "allocation", "reference", operator.RefreshReference(who=who, why=why))
+            print("allocation: warehouses and agencies are read again")
         for row in unresolved:
             asked = operator.ResolveHeld(who=who, why=why, envelope_id=row.envelope_id, expected=row.people)
             touched = send_command(views, "resolution", str(row.envelope_id), asked)
@@ -65,6 +89,20 @@ def retry_held(envelope: str | None, who: str, why: str, dry_run: bool, yes: boo
             paid = operator.RetryHeld(who=who, why=why, envelope_id=row.envelope_id)
             touched = send_command(views, "funds", str(row.envelope_id), paid)
             print(f"funds: {plural(touched, 'person')} of {row.envelope_id} to be paid again")
+
+
+def resolve(name: str, disbursements: list[str], who: str | None, why: str, yes: bool) -> None:
+    """Those who were paid already stay so; `repay` pays a reversed payment to the newest address."""
+    with Views() as views:
+        envelope = find_envelope(views, name)
+        confirm(
+            f"Ask again where {plural(len(disbursements), 'person')} of {envelope.publisher_envelope_id} can be found?", yes
+        )
+        command = operator.ResolveHeld(
+            who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, disbursement_ids=disbursements
+        )
+        touched = send_command(views, "resolution", str(envelope.envelope_id), command)
+    print(f"resolution: {plural(touched, 'person')} of {envelope.publisher_envelope_id} looked up again")
 
 
 def settle_unknown(
@@ -214,6 +252,55 @@ def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
         )
     if left:
         raise Refused(f"{plural(left, 'disbursement')} could not be cancelled any more")
+
+
+def amend(
+    name: str, people: int | None, disbursements: int | None, total: str | None, day: date | None, why: str, yes: bool
+) -> None:
+    """Declare, in the publisher's name, something else of an envelope; wait for ingestion's answer. None stays as it is."""
+    with Views() as views:
+        envelope = find_envelope(views, name)
+    unit = unit_of(envelope)
+    try:
+        total_minor = None if total is None else unit.to_minor(total)
+        request = EnvelopeAmendmentRequested(
+            envelope_id=envelope.publisher_envelope_id,
+            number_of_beneficiaries=people,
+            number_of_disbursements=disbursements,
+            total_minor=total_minor,
+            schedule_date=day,
+            reason=why,
+        )
+    except MoneyError as error:
+        raise Usage(f"--total: {error}") from None
+    except ValidationError as error:
+        raise Usage("; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors(include_url=False))) from None
+    given = (
+        ("people", envelope.beneficiaries, people),
+        ("disbursements", envelope.declared, disbursements),
+        ("total", quantity(envelope.declared_minor, unit), None if total_minor is None else quantity(total_minor, unit)),
+        ("date", envelope.schedule_date, day),
+    )
+    changes = [f"  {what}: {wanted} instead of {now}" for what, now, wanted in given if wanted not in (None, now)]
+    if not changes:
+        print(f"That is what is declared of {name}: nothing to amend.")
+        return
+    there = plural(envelope.received, "disbursement")
+    print(f"{name}: {there} of {quantity(envelope.received_minor, unit)} received; declared will be", *changes, sep="\n")
+    confirm(f"Amend envelope {name}?", yes)
+    answers = Answers()
+    publisher = Publisher(envelope.source)
+    # An id of its own, not of its content: to declare again what was declared before is another amendment.
+    ids = {publisher.command("ingestion.inbox-envelopes.v1", request.envelope_id, request)}
+    publisher.flush()
+    for event in answers.to(ids, ANSWER_SECONDS):
+        if isinstance(event.data, SubmissionRejected):
+            raise Refused("rejected: " + "; ".join(f"{fault.code}: {fault.message}" for fault in event.data.errors))
+    if ids:
+        raise NotReachable(
+            f"no answer for {ANSWER_SECONDS:.0f} s: is ingestion running? The request is not lost: see `almoner timeline {name}`"
+        )
+    print(f"{name} is amended")
 
 
 def submit_statement(path: Path, url: str | None, token: str | None) -> None:

@@ -24,13 +24,31 @@ statements = typer.Typer(help="Bank statements.", no_args_is_help=True)
 app.add_typer(statements, name="statement")
 letters = typer.Typer(help="Dead letters: messages a service could not read or handle.", no_args_is_help=True)
 app.add_typer(letters, name="dlq")
-simulated = typer.Typer(help="What life does to the simulated bank and mapper of `up`.", no_args_is_help=True)
+notices_of = typer.Typer(help="What warehouses, agencies and people were told.", no_args_is_help=True)
+app.add_typer(notices_of, name="notice")
+simulated = typer.Typer(help="What life does to the systems around that `up` starts.", no_args_is_help=True)
 app.add_typer(simulated, name="simulate")
 
 
 class Output(StrEnum):
     text = "text"
     json = "json"
+
+
+class BenchKind(StrEnum):
+    cash = "cash"
+    goods = "goods"
+
+
+class PlaceKind(StrEnum):
+    warehouse = "warehouse"
+    agency = "agency"
+
+
+class SubjectKind(StrEnum):
+    warehouse = "WAREHOUSE"
+    agency = "AGENCY"
+    beneficiary = "BENEFICIARY"
 
 
 class BankName(StrEnum):
@@ -55,22 +73,26 @@ def examples(*lines: str) -> str:
 
 
 # What a shell completes, known without asking anybody.
-STAGES = ("consume", "resolve", "check", "block", "dispatch", "release", "order", "read-statement")
+STAGES = (
+    "consume", "resolve", "locate", "allocate", "announce", "check", "block", "dispatch", "release", "order", "read-statement",
+)  # fmt: skip
 
 
 def _among(names: Sequence[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
+Declared = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="so many are declared from now on")]
 Out = Annotated[Output, typer.Option("-o", "--output", help="text, or json for programs")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="don't ask")]
 Who = Annotated[str | None, typer.Option(help="on whose behalf; you, by default")]
 Why = Annotated[str, typer.Option(help="the reason; it is kept")]
 EnvelopeName = Annotated[str, typer.Argument(metavar="ENVELOPE", help="the publisher's id, or Almoner's UUID")]
-Service = Annotated[str, typer.Argument(help="ingestion, resolution, funds or scheduler", autocompletion=_among(SERVICES))]
+Service = Annotated[str, typer.Argument(help=", ".join(SERVICES), autocompletion=_among(SERVICES))]
 MaybeService = Annotated[
     str | None, typer.Argument(metavar="[SERVICE]", help="one service; else all", autocompletion=_among(SERVICES))
 ]
+NoticeIds = Annotated[list[str], typer.Argument(metavar="ID...", help="as `notices` lists them")]
 LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="as `dlq list` names them")]
 MaybeEnvelope = Annotated[str | None, typer.Argument(metavar="[ENVELOPE]", help="the publisher's id or the UUID; else all")]
 
@@ -109,6 +131,16 @@ def down() -> None:
     print("Down.")
 
 
+@app.command("demo-goods", epilog=examples("demo-goods", "demo-goods --people 1000"))
+def demo_goods(
+    people: Annotated[int, typer.Option(min=400, max=100_000, help="of each of the two envelopes")] = 10_000,
+) -> None:
+    """Rice, and cash through agencies, for 10,000 people each, on a stack of its own; ends with one line of JSON."""
+    from libs.cli.demo_goods import main as run
+
+    run(people)
+
+
 @app.command(epilog=examples("demo", "demo --disbursements 1000"))
 def demo(
     disbursements: Annotated[int, typer.Option(min=100, max=1_000_000)] = 10_000,
@@ -119,13 +151,18 @@ def demo(
     run(disbursements)
 
 
-@app.command(epilog=examples("bench 100000", "bench 4000 --replicas"))
+@app.command(epilog=examples("bench 100000", "bench 100000 --kind goods", "bench 4000 --replicas"))
 def bench(
     disbursements: Annotated[int, typer.Argument(metavar="N", min=1000, max=10_000_000)] = 100_000,
     replicas: Annotated[bool, typer.Option("--replicas", help="two replicas against one, with slow simulators")] = False,
+    kind: Annotated[
+        BenchKind, typer.Option(help="cash: until the last confirmation; goods: until all are allocated")
+    ] = BenchKind.cash,
 ) -> None:
     """Measure on a stack of its own; the last line is JSON."""
-    if replicas:
+    if kind is BenchKind.goods:
+        from libs.cli.bench_goods import measure_goods as run
+    elif replicas:
         from libs.cli.bench_replicas import compare_replicas as run
     else:
         from libs.cli.bench import measure_all as run
@@ -139,6 +176,17 @@ def simulate_people(
 ) -> None:
     """Give the mapper the addresses of the people in a file."""
     from libs.cli.simulate import people as run
+
+    run(file, without)
+
+
+@simulated.command("places", epilog=examples("simulate places docs/samples/drought-relief-rice.csv --without 1"))
+def simulate_places(
+    file: Annotated[Path, typer.Argument(help="CSV with a column beneficiary_id")],
+    without: Annotated[int, typer.Option(min=0, help="but not so many agencies, the last ones")] = 0,
+) -> None:
+    """Give the registry the zones of the people in a file, and PBMS warehouses and agencies."""
+    from libs.cli.simulate import places as run
 
     run(file, without)
 
@@ -175,6 +223,8 @@ def simulate_lost_answer(
     epilog=examples(
         "submit docs/samples/drought-relief.csv --envelope-id RUN-1 --programme DROUGHT-RELIEF --benefit-code CASH-2026 "
         "--cycle 2026-11 --currency KES --dry-run",
+        "submit seed-rice.csv --envelope-id RUN-2 --programme RICE --benefit-code SEED-01 --benefit-type COMMODITY "
+        "--cycle 2026-11 --unit kg --unit-scale 3",
         "submit people.jsonl --envelope envelope.json --yes",
     )
 )
@@ -186,7 +236,9 @@ def submit(
     benefit_code: Annotated[str | None, typer.Option(help="the benefit code's id")] = None,
     benefit_type: Annotated[str, typer.Option(help="of the benefit code")] = "CASH_DIGITAL",
     cycle: Annotated[str | None, typer.Option(help="the cycle's id")] = None,
-    currency: Annotated[str | None, typer.Option(help="ISO 4217, such as EUR")] = None,
+    currency: Annotated[str | None, typer.Option(help="of cash: ISO 4217, such as EUR")] = None,
+    unit: Annotated[str | None, typer.Option(help="of goods and services, such as kg")] = None,
+    unit_scale: Annotated[int, typer.Option(min=0, max=6, help="decimals of the unit; 3: amounts may have grams")] = 0,
     schedule_date: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="not paid before; today")] = None,
     time_zone: Annotated[str | None, typer.Option(help="of the schedule date, such as Africa/Nairobi; UTC")] = None,
     source: Annotated[str, typer.Option(help="who publishes; ids are unique within it")] = "almoner/cli",
@@ -206,18 +258,20 @@ def submit(
         fields["benefit_code"] = {"id": benefit_code, "type": benefit_type}
     if schedule_date:
         fields["schedule_date"] = schedule_date.date().isoformat()
+    if unit:
+        fields |= {"measurement_unit": unit, "unit_scale": unit_scale}
     given = {"envelope_id": envelope_id, "currency": currency, "time_zone": time_zone}
     fields |= {name: value for name, value in given.items() if value}
     run(file, fields, source, dry_run, not no_wait, yes, output is Output.json)
 
 
 def _envelope_file(path: Path | None) -> dict[str, Any]:
-    import json
-
     if path is None:
         return {}
+    from libs.cli.sheet import parse_json
+
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Usage(f"--envelope {path}: {error}") from error
     if not isinstance(fields, dict):
@@ -308,6 +362,87 @@ def books(envelope: MaybeEnvelope = None, output: Out = Output.text) -> None:
     run(envelope, output is Output.json)
 
 
+@app.command(epilog=examples("zones RUN-2", "zones RUN-2 -o json"))
+def zones(envelope: EnvelopeName, output: Out = Output.text) -> None:
+    """Which warehouse and agency serve each zone of an envelope, who is held there, and why."""
+    from libs.cli.places import zones as run
+
+    run(envelope, output is Output.json)
+
+
+@app.command(epilog=examples("allocations RUN-2"))
+def allocations(envelope: EnvelopeName, output: Out = Output.text) -> None:
+    """What each warehouse and each agency hands out for an envelope."""
+    from libs.cli.places import allocations as run
+
+    run(envelope, output is Output.json)
+
+
+@app.command(epilog=examples("notices", "notices RUN-2 --state failed", "notices RUN-2 -o json"))
+def notices(
+    envelope: MaybeEnvelope = None,
+    state: Annotated[str | None, typer.Option(help="only these: sent, failed, suppressed, unknown, pending")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="the newest so many")] = 20,
+    output: Out = Output.text,
+) -> None:
+    """Who was told, who was not, and why."""
+    from libs.cli.places import notices as run
+
+    run(envelope, state, limit, output is Output.json)
+
+
+@notices_of.command("show", epilog=examples("notice show 5f3c2a1e-0000-5000-8000-000000000001 --html"))
+def notice_show(
+    notice: Annotated[str, typer.Argument(metavar="ID", help="as `notices` lists it")],
+    html: Annotated[bool, typer.Option("--html", help="as the mail's HTML")] = False,
+) -> None:
+    """A notice as the person sees it."""
+    from libs.cli.places import show_notice
+
+    show_notice(notice, html)
+
+
+@notices_of.command("send", epilog=examples('notice send 5f3c2a1e-0000-5000-8000-000000000001 --why "a new number" --yes'))
+def notice_send(notices: NoticeIds, why: Why = "sent again by an operator", who: Who = None, yes: Yes = False) -> None:
+    """Send notices once more: those that failed, were suppressed, or did not arrive."""
+    from libs.cli.places import send_again
+
+    send_again(notices, who, why, yes)
+
+
+@notices_of.command(
+    "settle", epilog=examples('notice settle 5f3c2a1e-0000-5000-8000-000000000001 --sent --evidence "the relay\'s log" --yes')
+)
+def notice_settle(
+    notices: NoticeIds,
+    evidence: Annotated[str, typer.Option(help="how you know; it is kept")],
+    sent: Annotated[bool, typer.Option("--sent/--not-sent", help="whether it was sent")],
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Say, with evidence, what became of notices whose outcome is unknown."""
+    from libs.cli.places import settle_notices
+
+    settle_notices(notices, sent, evidence, who, yes)
+
+
+@notices_of.command(
+    "suppress", epilog=examples("notice suppress BENEFICIARY FARMER-17 --yes", "notice suppress AGENCY A-31 --lift")
+)
+def notice_suppress(
+    kind: Annotated[SubjectKind, typer.Argument()],
+    subject: Annotated[str, typer.Argument(help="the warehouse's, agency's or person's id")],
+    lift: Annotated[bool, typer.Option("--lift", help="tell them again from now on")] = False,
+    why: Why = "asked for by the one concerned",
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Tell somebody nothing any more."""
+    from libs.cli.places import suppress as run
+
+    run(kind.value, subject, lift, who, why, yes)
+
+
 # --- Acting -----------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +487,20 @@ def retry(
     retry_held(one_envelope(names or []), who_am_i(who), why, dry_run, yes)
 
 
+@app.command(epilog=examples('resolve RUN-1 D-0001 D-0002 --why "they have new accounts" --yes'))
+def resolve(
+    envelope: EnvelopeName,
+    disbursements: Annotated[list[str], typer.Argument(metavar="DISBURSEMENT...", help="the ids, at most 1,000")],
+    why: Why = "asked again by an operator",
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Ask the mapper or the registry again about people, also about those who have an address: a corrected one counts from then on."""
+    from libs.cli.act import resolve as run
+
+    run(envelope, disbursements, who, why, yes)
+
+
 @app.command(
     "settle-unknown",
     epilog=examples(
@@ -374,6 +523,34 @@ def settle_unknown(
     if (happened is not None) == did_not_happen:
         raise Usage("say either --happened REFERENCE or --did-not-happen")
     run(kind.value, subject, happened, evidence, who, yes)
+
+
+@app.command(
+    epilog=examples(
+        'reassign RUN-2 ISA-014 A-31 --why "the other store was flooded"', "reassign RUN-2 PH-ISA W-8 --kind warehouse --yes"
+    )
+)
+def reassign(
+    envelope: EnvelopeName,
+    zone: Annotated[str, typer.Argument(help="a small zone for an agency, a large one for a warehouse")],
+    place: Annotated[str, typer.Argument(help="the agency or warehouse")],
+    kind: Annotated[PlaceKind, typer.Option(help="of place")] = PlaceKind.agency,
+    why: Why = "reassigned by an operator",
+    who: Who = None,
+    yes: Yes = False,
+) -> None:
+    """Give a zone to another agency or warehouse, before anybody is told."""
+    from libs.cli.places import reassign as run
+
+    run(envelope, kind.value, zone, place, who, why, yes)
+
+
+@app.command(epilog=examples("refresh", 'refresh --why "a cooperative has opened in Jones"'))
+def refresh(why: Why = "refreshed by an operator", who: Who = None) -> None:
+    """Have allocation read warehouses and agencies again now."""
+    from libs.cli.places import refresh as run
+
+    run(who, why)
 
 
 @app.command(epilog=examples('release RUN-1 --why "programme ends" --yes'))
@@ -428,6 +605,29 @@ def cancel(
     from libs.cli.act import cancel as run
 
     run(envelope, disbursement or [], why, yes)
+
+
+@app.command(
+    epilog=examples(
+        'amend RUN-1 --disbursements 18 --people 18 --total 61425.62 --why "two have left the programme"',
+        'amend RUN-1 --schedule-date 2026-12-01 --why "the sponsor pays later" --yes',
+    )
+)
+def amend(
+    envelope: EnvelopeName,
+    disbursements: Declared = None,
+    people: Declared = None,
+    total: Annotated[str | None, typer.Option(help="in major units, such as 1250.50")] = None,
+    schedule_date: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="not paid before")] = None,
+    why: Why = "amended by an operator",
+    yes: Yes = False,
+) -> None:
+    """Declare other counts, another total or date of an envelope, before all of it has come and before its date."""
+    from libs.cli.act import amend as run
+
+    if not (disbursements or people or total or schedule_date):
+        raise Usage("say what changes: --disbursements, --people, --total or --schedule-date")
+    run(envelope, people, disbursements, total, schedule_date.date() if schedule_date else None, why, yes)
 
 
 @app.command(epilog=examples('pause funds dispatch --why "the bank has called" --yes', "pause resolution consume"))

@@ -39,7 +39,7 @@ def measure_all(count: int) -> None:
     """Prints the numbers; the last line is JSON. Raises CliError where not all was confirmed or the books don't balance."""
     try:
         with owned(simulators=True, name="bench") as stack, environment(stack):
-            services.start(stack, say=say)
+            services.start(stack, names=services.CASH, say=say)
             result = measure(stack, count)
     except StackError as error:
         raise CliError(str(error)) from error
@@ -120,12 +120,16 @@ def encode(file: Path) -> tuple[EnvelopeSubmitted, Path]:
         currency=services.CURRENCY,
         schedule_date=utc_now().date(),
     )
-    event = declared(envelope, sheet.check(file, envelope.currency))
+    return declared(envelope, sheet.check(file, envelope.unit)), encoded_chunks(envelope, file)
+
+
+def encoded_chunks(envelope: sheet.EnvelopeFile, file: Path) -> Path:
+    """A file with one line for each event that adds disbursements."""
     encoded = file.with_suffix(".events")
     with encoded.open("w") as lines:
-        for added in chunks_of(envelope.envelope_id, sheet.disbursements(file, envelope.currency)):
+        for added in chunks_of(envelope.envelope_id, sheet.disbursements(file, envelope.unit)):
             lines.write(added.model_dump_json() + "\n")
-    return event, encoded
+    return encoded
 
 
 def run(event: EnvelopeSubmitted, encoded: Path) -> float:

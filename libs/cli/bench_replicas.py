@@ -39,7 +39,7 @@ def measure_replicas(envelopes: int, replicas: int) -> dict[str, float]:
     say(f"— {replicas} of ingestion, resolution and funds")
     try:
         with owned(simulators=True, name="bench") as stack, environment(stack):
-            services.start(stack, replicas=replicas, say=say)
+            services.start(stack, names=services.CASH, replicas=replicas, say=say)
             with BankAdmin(stack.addresses.bank_url) as bank, MapperAdmin(stack.addresses.mapper_url) as mapper:
                 mapper.put_people((person, sample.address(person)) for _, person, _, _ in sample.people(SMALL))
                 bank.add_fault("late", seconds=LATE_SECONDS)

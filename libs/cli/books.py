@@ -3,6 +3,8 @@
     blocked = waiting + in_flight + unknown + held + dispatched + releasing + released
     dispatched = outstanding + confirmed + reversed
 
+and of goods: declared = planned + allocated + held + cancelled, in whatever they are counted in.
+
 Where it does not hold, the row, line or event is named.
 """
 
@@ -14,19 +16,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from libs.cli import proof_events, proof_lines, proof_rows
-from libs.cli.context import NotReachable, Refused, Views, find_envelope, money, plural, print_json
+from libs.cli import proof_events, proof_goods, proof_lines, proof_rows
+from libs.cli.context import NotReachable, Refused, Views, as_dict, find_envelope, money, plural, print_json, quantity, unit_of
 from libs.cli.evidence import ENDS, PARTS, POSITION, STATE_OF, Evidence
 from libs.cli.ledger import KINDS, Ledger
 
 SHOWN = 20  # findings of one kind
 QUIET_SECONDS = 15.0
+SAYING = ("ingestion", "allocation", "funds")  # whose events are compared
 
 PROOFS: dict[str, tuple[Callable[[Evidence], Iterator[str]], ...]] = {
     "database": (
         proof_rows.identities,
         proof_rows.counters_are_rows,
         proof_rows.instructions_are_payments,
+        proof_rows.agency_payments_are_shares,
         proof_rows.further_blocks_are_repayments,
         proof_rows.amounts_are_as_submitted,
         proof_rows.one_place_each,
@@ -51,6 +55,7 @@ class Report:
     """`findings`: proof -> what does not hold. Without one the books balance."""
 
     envelopes: list[dict[str, Any]] = field(default_factory=list)
+    goods: list[Any] = field(default_factory=list)  # rows of proof_goods.counters
     findings: dict[str, list[str]] = field(default_factory=lambda: {"database": [], "statements": [], "events": []})
     notes: list[str] = field(default_factory=list)
     at_rest: bool = True  # else only the database could be compared with itself
@@ -76,6 +81,7 @@ def books(name: str | None, as_json: bool) -> None:
                 "balanced": report.balanced,
                 "at_rest": report.at_rest,
                 "envelopes": report.envelopes,
+                "goods": [as_dict(row) for row in report.goods],
                 "findings": report.findings,
                 "notes": report.notes,
             }
@@ -97,6 +103,15 @@ def show(report: Report) -> None:
                     print(f"    {part:<12}{money(row[part], currency):>26}{_counted(row, part)}")
         said = ", ".join(f"{kind} {money(minor, currency)}" for kind, minor in row["from_events"].items() if minor)
         print(f"  events say: {said or 'nothing yet'}")
+    for goods in report.goods:
+        unit = unit_of(goods)
+        print(f"{goods.publisher_envelope_id} ({goods.envelope_id}): {goods.declared:,} entitlements")
+        print(f"  declared   {quantity(goods.declared_minor, unit):>26}  =")
+        for part in proof_goods.WHERE:
+            if getattr(goods, part):
+                print(f"    {part:<12}{quantity(getattr(goods, part + '_minor'), unit):>26}  ({getattr(goods, part):,})")
+        if missing := goods.declared_minor - goods.arrived_minor:
+            print(f"    {'on the way':<12}{quantity(missing, unit):>26}  ({goods.declared - goods.arrived:,})")
     for note in report.notes:
         print(f"note: {note}")
     for proof, findings in report.findings.items():
@@ -130,9 +145,11 @@ def prove(name: str | None) -> Report:
                 report.found(proof, check(evidence))
         report.notes += notes(evidence)
         ledger.close()
+        report.goods = proof_goods.counters(views, only)
+        prove_goods(report, views, Path(folder))
     with Views() as views:
-        now = {row.envelope_id: row for row in counters(views, only)}
-    moved = [row.publisher_envelope_id for row in rows if now.get(row.envelope_id) != row]
+        now = {row.envelope_id: row for row in (*counters(views, only), *proof_goods.counters(views, only))}
+    moved = [row.publisher_envelope_id for row in (*rows, *report.goods) if now.get(row.envelope_id) != row]
     if moved:  # rows are of one moment, lines and events are not: what differs between them says nothing yet
         report.findings["statements"], report.findings["events"] = [], []
         report.at_rest = False
@@ -142,11 +159,22 @@ def prove(name: str | None) -> Report:
     return report
 
 
+def prove_goods(report: Report, views: Views, folder: Path) -> None:
+    report.found("database", proof_goods.identities(report.goods))
+    if report.goods:
+        goods = proof_goods.Goods(folder, report.goods)
+        goods.load(views)
+        report.found("database", goods.rows_are_counters())
+        report.found("database", goods.everybody_is_somewhere_once())
+        report.found("events", goods.events_are_rows())
+        goods.close()
+
+
 def wait_for_relays(views: Views) -> None:
     """Until all that is committed is published, so that events can be compared with rows."""
     until = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < until:
-        waiting = [views.one(f"SELECT rows - stuck AS n FROM {service}.ops_outbox").n for service in ("ingestion", "funds")]
+        waiting = [views.one(f"SELECT rows - stuck AS n FROM {service}.ops_outbox").n for service in SAYING]
         if not any(waiting):
             return
         time.sleep(0.1)
@@ -214,7 +242,7 @@ def notes(evidence: Evidence) -> list[str]:
     )["n"]
     if settled:
         notes.append(f"{plural(settled, 'payment')} confirmed by an operator's evidence, not by a statement line")
-    return notes
+    return notes + list(islice(proof_lines.bookings_that_count_twice(evidence), SHOWN))
 
 
 def _place(row: Any) -> str:

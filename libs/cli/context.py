@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from libs.common.money import to_decimal
+from libs.common.money import Unit, scale
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("ingestion", "resolution", "funds", "scheduler")
+SERVICES = ("ingestion", "resolution", "allocation", "funds", "notifications", "scheduler")
 PAGE_ROWS = 5000
 _KAFKA, _DATABASE = "ALMONER_KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"
 
@@ -211,7 +211,16 @@ class Number(str):
 
 
 def money(minor: int | None, currency: str) -> Number:
-    return Number("–" if minor is None else f"{to_decimal(minor, currency):,} {currency}")
+    return quantity(minor, Unit(currency, scale(currency)))
+
+
+def quantity(minor: int | None, unit: Unit) -> Number:
+    return Number("–" if minor is None else f"{unit.to_decimal(minor):,} {unit.name}")
+
+
+def unit_of(row: Any) -> Unit:
+    """What the amounts of an envelope (a row of ingestion.ops_envelopes) are counted in."""
+    return Unit(row.currency, scale(row.currency)) if row.currency else Unit(row.measurement_unit, row.unit_scale)
 
 
 def clock(at: datetime | None) -> str:

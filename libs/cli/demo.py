@@ -34,7 +34,7 @@ def main(count: int) -> None:
     heading("Starting Kafka, PostgreSQL, a bank and a mapper, and four services (the first time fetches them)")
     try:
         with owned(simulators=True, name="demo") as stack, environment(stack):
-            services.start(stack, say=lambda text: print(f"  {text}", flush=True))
+            services.start(stack, names=services.CASH, say=lambda text: print(f"  {text}", flush=True))
             result = play(stack, count)
     except StackError as error:
         raise CliError(str(error)) from error

@@ -22,13 +22,15 @@ PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
 CREATE TABLE disbursement (e INT, id TEXT, minor INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
 CREATE TABLE payment (
     instruction INT, position INT, e INT, id TEXT, minor INT, state TEXT, reference TEXT,
-    confirmed_by TEXT, confirmed_line INT, reversed_by TEXT, reversed_line INT, PRIMARY KEY (instruction, position)
+    confirmed_by TEXT, confirmed_line INT, reversed_by TEXT, reversed_line INT,
+    head INT,  -- of agency cash: the share at whose place the agency's payment is
+    PRIMARY KEY (instruction, position)
 ) WITHOUT ROWID;
 CREATE TABLE held (e INT, id TEXT, minor INT, reason TEXT, PRIMARY KEY (e, id)) WITHOUT ROWID;
 CREATE TABLE repaid (e INT, id TEXT, minor INT, instruction INT, position INT);  -- the reversed payment, if there was one
 CREATE TABLE cancelled (e INT, id TEXT, minor INT, in_block INT, released INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
 CREATE TABLE line (
-    statement TEXT, line INT, mark TEXT, minor INT, reference TEXT, fifth TEXT, bank_reference TEXT,
+    statement TEXT, line INT, mark TEXT, minor INT, reference TEXT, fifth TEXT, bank_reference TEXT, account TEXT,
     PRIMARY KEY (statement, line)
 ) WITHOUT ROWID;
 CREATE TABLE exception (statement TEXT, line INT, reason TEXT, PRIMARY KEY (statement, line, reason)) WITHOUT ROWID;
@@ -44,6 +46,7 @@ _INDEXES = """
 CREATE INDEX payment_id ON payment (e, id);
 CREATE INDEX payment_confirmed ON payment (confirmed_by, confirmed_line) WHERE confirmed_by IS NOT NULL;
 CREATE INDEX payment_reversed ON payment (reversed_by, reversed_line) WHERE reversed_by IS NOT NULL;
+CREATE INDEX payment_head ON payment (instruction, head) WHERE head IS NOT NULL;
 CREATE INDEX repaid_payment ON repaid (instruction, position);
 CREATE INDEX payment_reference ON payment (reference);
 CREATE INDEX line_reference ON line (reference, mark);
@@ -109,11 +112,12 @@ class Ledger:
                 (
                     row.instruction, row.position, number[row.envelope_id], row.disbursement_id, row.amount_minor,
                     row.state, row.reference, _text(row.confirmed_by), row.confirmed_line, _text(row.reversed_by),
-                    row.reversed_line,
+                    row.reversed_line, row.head,
                 )
                 for row in views.stream(
                     f"""SELECT envelope_id, instruction, position, disbursement_id, amount_minor, state, reference,
-                               confirmed_by, confirmed_line, reversed_by, reversed_line FROM funds.ops_payments {chosen}""",
+                               confirmed_by, confirmed_line, reversed_by, reversed_line, head
+                        FROM funds.ops_payments {chosen}""",
                     ids=ids,
                 )
             ),
@@ -173,9 +177,9 @@ class Ledger:
             (
                 (
                     str(data.statement_id), line.line, line.mark, line.amount_minor, line.customer_reference,
-                    line.fifth_narrative, line.bank_reference,
+                    line.fifth_narrative, line.bank_reference, data.account_token,
                 )
-                for _, data in _events(reader, models)
+                for _, data in events_of(reader, models)
                 for line in data.lines
             ),
         )  # fmt: skip
@@ -194,7 +198,7 @@ class Ledger:
                     self.numbers[data.header.envelope_id], item.disbursement_id, kinds[data.TYPE], event_id,
                     getattr(data, "instruction", None), item.amount_minor, _text(getattr(data, "statement_id", None)),
                 )
-                for event_id, data in _events(reader, {model.TYPE: model for model in KINDS.values()})
+                for event_id, data in events_of(reader, {model.TYPE: model for model in KINDS.values()})
                 if data.header.envelope_id in self.numbers
                 for item in data.items
             ),
@@ -202,7 +206,7 @@ class Ledger:
         reader.close()
         reader = Reader("funds.envelopes.v1")
         models = (funds.FundsBlocked, funds.FundsReleased, funds.EnvelopeSettled)
-        for event_id, data in _events(reader, {model.TYPE: model for model in models}):
+        for event_id, data in events_of(reader, {model.TYPE: model for model in models}):
             number = self.numbers.get(data.header.envelope_id)
             if number is None:
                 continue
@@ -215,7 +219,7 @@ class Ledger:
         reader.close()
 
 
-def _events(reader: Reader, models: Mapping[str, type[EventData]]) -> Iterator[tuple[str, Any]]:
+def events_of(reader: Reader, models: Mapping[str, type[EventData]]) -> Iterator[tuple[str, Any]]:
     for message in reader.until_end():
         try:
             event = event_of(message, dict(models))

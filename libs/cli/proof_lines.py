@@ -1,5 +1,6 @@
 """Books, proof (b): every confirmed or reversed payment has its line on the bank's statements, and every line its payment."""
 
+import sqlite3
 from collections.abc import Iterator
 
 from libs.cli.evidence import Evidence
@@ -24,17 +25,31 @@ def _cited(evidence: Evidence, word: str, mark: str, condition: str) -> Iterator
     for row in evidence.ledger.query(
         f"""SELECT p.*, l.mark, l.minor AS line_minor, l.reference AS line_reference, l.fifth
             FROM payment p LEFT JOIN line l ON l.statement = p.{word}_by AND l.line = p.{word}_line
-            WHERE {condition} AND p.{word}_by IS NOT NULL
+            WHERE {condition} AND p.{word}_by IS NOT NULL AND p.head IS NULL
               AND (l.mark IS NOT ? OR l.minor <> p.minor OR p.reference NOT IN (l.reference, l.fifth))""",
         mark,
     ):
-        place = f"line {row[word + '_line']} of statement {row[word + '_by']}"
         payment = f"payment {row['reference']} of disbursement {row['id']} ({row['minor']}) is {word}"
-        if row["mark"] is None:
-            yield f"{evidence.names[row['e']]}: {payment} by {place}, which is not there"
-        else:
-            line = f"{row['mark']} {row['line_minor']} {row['fifth'] or row['line_reference']}"
-            yield f"{evidence.names[row['e']]}: {payment} by {place}, which says {line}"
+        yield f"{evidence.names[row['e']]}: {payment} {_by(row, word)}"
+    # The line of a payment to an agency is the sum of the shares that it confirms.
+    for row in evidence.ledger.query(
+        f"""SELECT s.*, l.mark, l.minor AS line_minor, l.reference AS line_reference, l.fifth
+            FROM (SELECT e, reference, count(*) AS people, sum(minor) AS minor, {word}_by, {word}_line FROM payment
+                  WHERE {condition} AND {word}_by IS NOT NULL AND head IS NOT NULL
+                  GROUP BY instruction, head, {word}_by, {word}_line) AS s
+            LEFT JOIN line l ON l.statement = s.{word}_by AND l.line = s.{word}_line
+            WHERE l.mark IS NOT ? OR l.minor <> s.minor OR s.reference NOT IN (l.reference, l.fifth)""",
+        mark,
+    ):
+        payment = f"payment {row['reference']} to an agency, for {row['people']} people ({row['minor']}), is {word}"
+        yield f"{evidence.names[row['e']]}: {payment} {_by(row, word)}"
+
+
+def _by(row: sqlite3.Row, word: str) -> str:
+    place = f"by line {row[word + '_line']} of statement {row[word + '_by']}"
+    if row["mark"] is None:
+        return f"{place}, which is not there"
+    return f"{place}, which says {row['mark']} {row['line_minor']} {row['fifth'] or row['line_reference']}"
 
 
 def line_has_its_payment(evidence: Evidence) -> Iterator[str]:
@@ -43,6 +58,7 @@ def line_has_its_payment(evidence: Evidence) -> Iterator[str]:
     for row in evidence.ledger.query(
         f"""SELECT l.*, known.id AS id, known.e AS e, known.state AS state FROM line l
             LEFT JOIN payment known ON known.reference = CASE WHEN l.fifth = '' THEN l.reference ELSE l.fifth END
+                AND known.position = coalesce(known.head, known.position)
             WHERE l.mark IN ('D', 'RD') AND {every}
               AND NOT EXISTS (SELECT 1 FROM exception x WHERE x.statement = l.statement AND x.line IN (l.line, 0))
               AND NOT EXISTS (SELECT 1 FROM payment p
@@ -60,6 +76,21 @@ def line_has_its_payment(evidence: Evidence) -> Iterator[str]:
         yield (
             f"line {row['line']} of statement {row['statement']} ({row['mark']} {row['minor']}, reference "
             f"{row['fifth'] or row['reference']}) counts for {whose}, and is no exception either"
+        )
+
+
+def bookings_that_count_twice(evidence: Evidence) -> Iterator[str]:
+    """One booking of the bank, by its own reference, and two payments that it confirms: no sum shows that. Looked for here, since
+    looking at each line as it comes would cost most of what reconciling it does."""
+    for row in evidence.ledger.query(
+        """SELECT l.bank_reference, count(DISTINCT p.reference) AS payments, min(p.reference) AS first, max(p.reference) AS last
+           FROM payment p JOIN line l ON l.statement = p.confirmed_by AND l.line = p.confirmed_line
+           WHERE p.confirmed_by IS NOT NULL AND l.bank_reference NOT IN ('', 'NONREF')
+           GROUP BY l.account, l.bank_reference HAVING count(DISTINCT p.reference) > 1"""
+    ):
+        yield (
+            f"the bank's reference {row['bank_reference']} confirms {row['payments']} payments, {row['first']} and {row['last']} among "
+            "them: ask the bank whether it made more than one"
         )
 
 

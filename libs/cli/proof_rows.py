@@ -87,6 +87,29 @@ def instructions_are_payments(evidence: Evidence) -> Iterator[str]:
                 yield f"instruction {row.instruction}: {what} says {getattr(row, what)}, its payments give {found[what]}"
 
 
+def agency_payments_are_shares(evidence: Evidence) -> Iterator[str]:
+    """What an agency is paid is what its people are to get through it, and all of it stands in the same place."""
+    for row in evidence.views.stream(
+        """SELECT instruction, head, reference, people, amount_minor, state FROM funds.ops_agency_payments
+           WHERE envelope_id = ANY(%(ids)s::uuid[]) AND state <> 'CANCELLED' ORDER BY instruction, head""",
+        ids=evidence.ids,
+    ):
+        found = next(
+            evidence.ledger.query(
+                """SELECT count(*) AS people, coalesce(sum(minor), 0) AS minor FROM payment
+                   WHERE instruction = ? AND head = ? AND state = ?""",
+                row.instruction,
+                row.head,
+                row.state,
+            )
+        )
+        if (found["people"], found["minor"]) != (row.people, row.amount_minor):
+            yield (
+                f"payment {row.reference} to an agency is {row.state} with {row.amount_minor} for {row.people} people, of its "
+                f"shares {found['minor']} for {found['people']} are"
+            )
+
+
 def further_blocks_are_repayments(evidence: Evidence) -> Iterator[str]:
     """What was reserved beyond the first block is what was to be paid again, disbursement by disbursement."""
     for row in evidence.views.rows(

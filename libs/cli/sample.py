@@ -5,6 +5,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from libs.local.reference import Place
+
 GIVEN = (
     "Achieng Akinyi Amina Asha Atieno Baraka Chebet Cherono Daudi Esther Fatuma Faith Grace Hassan Halima Ibrahim Imani "
     "Jabali Jelani Juma Kamau Karimi Kerubo Kipchoge Kiprop Lokwang Makena Mercy Mumbi Mutua Mwende Naliaka Nanjala "
@@ -51,8 +53,88 @@ def write(path: Path, count: int) -> None:
 def envelope_options(envelope_id: str, currency: str) -> list[str]:
     """The sample's envelope, as options of `almoner submit`."""
     return [
-        "--envelope-id", envelope_id, "--programme", "DROUGHT-RELIEF", "--benefit-code", "CASH-2026", "--cycle",
+        "--envelope-id", envelope_id, "--programme", PROGRAMME, "--benefit-code", "CASH-2026", "--cycle",
         "2026-11", "--currency", currency,
+    ]  # fmt: skip
+
+
+# --- Goods, and cash through agencies: the same people, in 40 small zones -----------------------------------------------
+
+COUNTIES = ("Turkana", "Marsabit", "Garissa", "Isiolo")
+WARDS = 10  # of each county
+SERVED = ("RICE-2026", "CASH-AGENCY")  # benefit codes of every place
+PROGRAMME = "DROUGHT-RELIEF"
+
+
+def zone(beneficiary_id: str) -> tuple[str, str, str, str]:
+    """The registry's entry of a person: large zone's id and code, small zone's id and code."""
+    ward = (int(beneficiary_id[3:]) - 31_000_000) // 7 % (len(COUNTIES) * WARDS)
+    county, number = divmod(ward, WARDS)
+    return f"KE-{county + 1}", COUNTIES[county], f"KE-{county + 1}-{number + 1:02d}", f"{COUNTIES[county]} ward {number + 1}"
+
+
+def warehouses() -> list[Place]:
+    """One for each county, and a second one in the first, so that there is something to choose."""
+    return [
+        Place(
+            id=number + 1,
+            mnemonic=f"STORE-{number + 1}",
+            name=f"{COUNTIES[county]} grain store{' (east)' if number >= len(COUNTIES) else ''}",
+            zones=[f"KE-{county + 1}"],
+            serves=[(PROGRAMME, code, None) for code in SERVED],
+            admin_name="Store keeper",
+            admin_email=f"store{number + 1}@example.org",
+            admin_mobile=f"+25470000{number + 1:04d}",
+        )
+        for number, county in enumerate([*range(len(COUNTIES)), 0])
+    ]
+
+
+def agencies(without: int = 0) -> list[Place]:
+    """One for each ward, but not for the last `without` of them."""
+    wards = [(county, ward) for county in range(len(COUNTIES)) for ward in range(WARDS)]
+    return [
+        Place(
+            id=number + 1,
+            mnemonic=f"COOP-{number + 1:02d}",
+            name=f"{COUNTIES[county]} cooperative {ward + 1}",
+            zones=[f"KE-{county + 1}-{ward + 1:02d}"],
+            serves=[(PROGRAMME, code, None) for code in SERVED],
+            admin_name="Cooperative's cashier",
+            admin_email=f"coop{number + 1}@example.org",
+            admin_mobile=f"+25471000{number + 1:04d}",
+            account=f"#ACCOUNT#0220{number + 1:08d}#TYPE#CURRENT#BRANCH#014#BANK#SIM#",
+        )
+        for number, (county, ward) in enumerate(wards[: len(wards) - without])
+    ]
+
+
+def write_goods(path: Path, count: int) -> None:
+    """The same people, each with kilograms of rice to the gram, and where they are told."""
+    draw = random.Random(SEED + 1)  # noqa: S311 - a sample, the same each time
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("disbursement_id", "beneficiary_id", "beneficiary_name", "amount", "narrative", "email", "phone"))
+        for disbursement_id, beneficiary_id, name, _ in people(count):
+            amount = f"{draw.choice((25, 50, 75))}.{draw.choice((0, 250, 500)):03d}"
+            number = int(beneficiary_id[3:])
+            email = f"person{number}@example.org" if number % 3 == 0 else ""
+            rows.writerow((disbursement_id, beneficiary_id, name, amount, "Rice, November 2026", email, f"+2547{number:08d}"))
+
+
+def goods_options(envelope_id: str) -> list[str]:
+    """The envelope of rice, as options of `almoner submit`."""
+    return [
+        "--envelope-id", envelope_id, "--programme", PROGRAMME, "--benefit-code", "RICE-2026", "--benefit-type", "COMMODITY",
+        "--cycle", "2026-11", "--unit", "kg", "--unit-scale", "3",
+    ]  # fmt: skip
+
+
+def agency_cash_options(envelope_id: str, currency: str) -> list[str]:
+    """The envelope of cash that agencies hand out, as options of `almoner submit`."""
+    return [
+        "--envelope-id", envelope_id, "--programme", PROGRAMME, "--benefit-code", "CASH-AGENCY", "--benefit-type",
+        "CASH_PHYSICAL", "--cycle", "2026-11", "--currency", currency,
     ]  # fmt: skip
 
 
@@ -60,3 +142,4 @@ if __name__ == "__main__":
     samples = Path(__file__).resolve().parents[2] / "docs" / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     write(samples / "drought-relief.csv", 20)
+    write_goods(samples / "drought-relief-rice.csv", 20)

@@ -48,8 +48,9 @@ class Publisher:
         self._publish(name, key, model, body, event_id)
         return event_id
 
-    def command(self, name: str, key: str, command: Command) -> str:
-        event_id = str(uuid4())  # the same command given twice is two commands
+    def command(self, name: str, key: str, command: EventData) -> str:
+        """Publish what is meant anew each time it is said: the same command given twice is two commands."""
+        event_id = str(uuid4())
         self._publish(name, key, type(command), command.model_dump_json().encode(), event_id)
         return event_id
 

@@ -31,7 +31,11 @@ _STAGES = {
     "check_funds": ("funds_available_check_frequency", "check_funds_with_bank_max_attempts", "FUNDS_CHECK"),
     "block_funds": ("funds_blocked_frequency", "block_funds_with_bank_max_attempts", "FUNDS_BLOCK"),
     "disburse_funds": ("funds_disbursement_frequency", "disburse_funds_with_bank_max_attempts", "FUNDS_DISPATCH"),
+    "geo_resolution": ("geo_resolution_frequency", "geo_resolution_max_attempts", "RESOLUTION_LOCATE"),
 }
+_PLACES = ("warehouse", "agency")
+_TOLD = ("warehouse", "agency", "beneficiary")
+_CHANNELS = ("NOVU", "SMTP", "FILE")
 _AT_ONCE = "work is begun as soon as it is there; this is how often a replica looks for what has come due again"
 COUNTERPARTS = (
     *(
@@ -43,6 +47,24 @@ COUNTERPARTS = (
         "3600 s",
         ("ALMONER_INGESTION_JOBS_POLL_SECONDS",),
         "a statement is read as soon as it is stored; this is how often a replica looks for what is left",
+    ),
+    *(
+        Counterpart(
+            f"{place}_allocation_frequency",
+            "3600 s",
+            ("ALMONER_ALLOCATION_JOBS_POLL_SECONDS",),
+            "a zone gets its place as soon as somebody in it is known; this is how often a replica looks for what is left",
+        )
+        for place in _PLACES
+    ),
+    *(
+        Counterpart(
+            f"{kind}_notification_frequency",
+            "3600 s",
+            tuple(f"ALMONER_NOTIFICATIONS_{channel}_POLL_SECONDS" for channel in _CHANNELS),
+            _AT_ONCE + "; by channel, not by who is told",
+        )
+        for kind in _TOLD
     ),
     Counterpart(
         "no_of_tasks_to_process",
@@ -78,6 +100,31 @@ COUNTERPARTS = (
         )
         for _, attempts, stage in _STAGES.values()
     ),
+    *(
+        Counterpart(
+            f"{place}_allocation_max_attempts",
+            "3",
+            ("ALMONER_ALLOCATION_REFERENCE_MAX_ATTEMPTS",),
+            "of reading warehouses and agencies. A choice is made from what was read and cannot fail half way; where nobody fits, "
+            "the zone is held with its reason, and follows when that changes",
+        )
+        for place in _PLACES
+    ),
+    *(
+        Counterpart(
+            f"{kind}_notification_max_attempts",
+            "3",
+            tuple(f"ALMONER_NOTIFICATIONS_{channel}_MAX_ATTEMPTS" for channel in _CHANNELS),
+            "by channel. What a mail server may have taken is UNKNOWN and never sent again by itself",
+        )
+        for kind in _TOLD
+    ),
+    Counterpart(
+        "suppress_notifications",
+        "false",
+        ("ALMONER_NOTIFICATIONS_SUPPRESS_NOTIFICATIONS",),
+        "the state is SUPPRESSED and says why, instead of looking like a notice that was sent. By who is told: `…_CHANNEL` = none",
+    ),
     Counterpart(
         "mt940_processor_max_attempts",
         "3",
@@ -103,9 +150,9 @@ COUNTERPARTS = (
     Counterpart(
         "db_datasource_pbms",
         "–",
-        ("ALMONER_FUNDS_SPONSORS", "ALMONER_FUNDS_BANKS"),
-        "which account pays for a programme's benefit is configuration, looked up exactly; nothing is read from another "
-        "system's database while money moves",
+        ("ALMONER_ALLOCATION_PBMS_URL", "ALMONER_FUNDS_SPONSORS", "ALMONER_FUNDS_BANKS"),
+        "warehouses and agencies are read into allocation's own tables, now and then, by a role that may only SELECT. Which account "
+        "pays for a programme's benefit is configuration, looked up exactly",
     ),
     Counterpart(
         "mapper_request_jwt_enabled",
@@ -178,7 +225,7 @@ back-off. A stage that is off in one replica is done by another; `almoner pause`
 
 _PAGE_HEAD = """## Coming from G2P Bridge
 
-What the parameters of its Celery producers and workers are called here, for the stages of cash. Here nothing waits for an hour to
+What the parameters of its Celery producers and workers are called here, for all its eleven tasks. Here nothing waits for an hour to
 pass: an event begins the next stage, and a time is how long a replica may miss what came due without one.
 """
 

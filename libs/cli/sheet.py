@@ -7,6 +7,7 @@ import csv
 import json
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -16,10 +17,20 @@ from typing import Annotated, Any, TextIO
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from libs.cli.context import ROOT, Refused, printable
-from libs.common.contracts.base import Currency, Mnemonic, Name, PublisherId
+from libs.common.contracts.base import (
+    Contact,
+    Currency,
+    EmailOrNone,
+    MeasurementUnit,
+    Mnemonic,
+    Name,
+    PhoneOrNone,
+    PublisherId,
+    UnitScale,
+)
 from libs.common.contracts.ingestion import BenefitCode, Cycle, Disbursement
 from libs.common.envelope import pointer
-from libs.common.money import MAX_MINOR, MoneyError, scale, to_minor
+from libs.common.money import MAX_MINOR, MoneyError, Unit, scale
 
 SHOWN_FAULTS = 100
 _LINE_CHARACTERS = 1_000_000  # no disbursement is so long: whatever the file is, little of it is in memory
@@ -43,12 +54,21 @@ class EnvelopeFile(BaseModel):
     benefit_code: BenefitCode
     cycle: Cycle
     target_registry: Name = ""
-    currency: Currency
+    currency: Currency | None = Field(default=None, description="of cash")
+    measurement_unit: MeasurementUnit | None = Field(default=None, description='of goods and services, such as "kg"')
+    unit_scale: UnitScale = 0
     schedule_date: date = Field(description="local date in `time_zone`")
     time_zone: str = Field(default="UTC", max_length=64)
     number_of_beneficiaries: Declared | None = None
     number_of_disbursements: Declared | None = None
     total: DecimalText | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """Raises MoneyError for an unknown currency, and where there is neither a currency nor a unit, or both."""
+        if (self.currency is None) == (self.measurement_unit is None):
+            raise MoneyError("cash has a currency (--currency), goods a unit (--unit): one of both is needed")
+        return Unit(self.currency, scale(self.currency)) if self.currency else Unit(str(self.measurement_unit), self.unit_scale)
 
 
 class DisbursementLine(BaseModel):
@@ -60,6 +80,11 @@ class DisbursementLine(BaseModel):
     amount: DecimalText
     beneficiary_name: Name = ""
     narrative: Name = ""
+    email: EmailOrNone = Field(default="", description="where the person is told; else where their address says")
+    phone: PhoneOrNone = Field(default="", description="the same")
+
+    def contact(self) -> Contact | None:
+        return Contact(email=self.email, phone=self.phone) if self.email or self.phone else None
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,26 @@ class Summary:
             self.warnings.append(warning)
 
 
+class KeyTwiceError(ValueError):
+    """An object of JSON has a key more than once: which of its values was meant, nobody can know."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {printable(key[:80])!r} is there twice")
+        self.key = key
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises KeyTwiceError where the last of several values would silently win, else ValueError."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise KeyTwiceError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return given
+
+
 def is_csv(path: Path) -> bool:
     """By its ending; else by its first character, which is `{` in JSON Lines."""
     if path.suffix.lower() in (".csv", ".jsonl", ".ndjson"):
@@ -106,26 +151,32 @@ def is_csv(path: Path) -> bool:
 
 
 def envelope_from(path: Path) -> dict[str, Any] | None:
-    """The envelope's fields in the first line of JSON Lines, `{"envelope": {…}}`, if they are there."""
+    """The envelope's fields in the first line of JSON Lines, `{"envelope": {…}}`, if they are there.
+
+    Raises Refused where one is there twice."""
     if is_csv(path):
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        try:
-            first = json.loads(file.readline(_LINE_CHARACTERS))
-        except (ValueError, RecursionError):
-            return None
-    if isinstance(first, dict) and set(first) == {"envelope"} and isinstance(first["envelope"], dict):
-        return dict(first["envelope"])
-    return None
+        text = file.readline(_LINE_CHARACTERS)
+    try:
+        first = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(first, dict) and set(first) == {"envelope"} and isinstance(first["envelope"], dict)):
+        return None  # a disbursement: what is wrong with it is named with all the others
+    try:
+        return dict(parse_json(text)["envelope"])
+    except KeyTwiceError as error:
+        raise Refused(f"the envelope in line 1: {error}") from None
 
 
 def parse_envelope(fields: dict[str, Any]) -> EnvelopeFile:
     """Raises Refused, naming every fault by its JSON pointer."""
     try:
         envelope = EnvelopeFile.model_validate_json(json.dumps(fields))
-        scale(envelope.currency)
+        unit = envelope.unit
         if envelope.total is not None:
-            to_minor(envelope.total, envelope.currency)
+            unit.to_minor(envelope.total)
         return envelope
     except ValidationError as error:
         faults = [f"  {printable(pointer(one['loc'])) or '/'}: {one['msg']}" for one in error.errors(include_url=False)]
@@ -186,7 +237,10 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, DisbursementLine | list[
             if not text.strip():
                 continue
             try:
-                given = json.loads(text)
+                given = parse_json(text)
+            except KeyTwiceError as error:
+                yield line, [Fault(line, pointer([error.key]), "the key is there twice")]
+                continue
             except (ValueError, RecursionError) as error:
                 yield line, [Fault(line, "", f"not JSON: {error}")]
                 if len(text) == _LINE_CHARACTERS:
@@ -239,13 +293,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def disbursements(path: Path, currency: str) -> Iterator[Disbursement]:
+def disbursements(path: Path, unit: Unit) -> Iterator[Disbursement]:
     """What `check` has found to be without fault, ready to publish. Raises Refused if the file has changed since."""
     for line, found in read(path):
         if isinstance(found, list):
             raise Refused(f"{path.name} has changed while it was read: {found[0]}")
         try:
-            amount_minor = to_minor(found.amount, currency)
+            amount_minor = unit.to_minor(found.amount)
         except MoneyError as error:
             raise Refused(f"{path.name} has changed while it was read: line {line}: {error}") from None
         yield Disbursement.model_construct(
@@ -254,10 +308,11 @@ def disbursements(path: Path, currency: str) -> Iterator[Disbursement]:
             amount_minor=amount_minor,
             beneficiary_name=found.beneficiary_name,
             narrative=found.narrative,
+            contact=found.contact(),
         )
 
 
-def check(path: Path, currency: str) -> Summary:
+def check(path: Path, unit: Unit) -> Summary:
     """Read all of a file and name every fault in it. Ids seen so far are kept on disk, so memory stays flat."""
     summary = Summary()
     amount_place = "amount" if is_csv(path) else "/amount"
@@ -276,7 +331,7 @@ def check(path: Path, currency: str) -> Summary:
                 continue
             summary.count += 1
             try:
-                amount_minor = to_minor(found.amount, currency)
+                amount_minor = unit.to_minor(found.amount)
             except MoneyError as error:
                 summary.fault(Fault(line, amount_place, str(error)))
                 continue

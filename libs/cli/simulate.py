@@ -11,6 +11,7 @@ from libs.cli import sample
 from libs.cli.context import NotReachable, Refused, Usage, Views, find_envelope, home, plural
 from libs.local import services
 from libs.local.client import BankAdmin, MapperAdmin, Profile
+from libs.local.reference import Reference
 from libs.local.stack import Addresses, attach
 
 SEEN_SECONDS = 60.0
@@ -18,11 +19,7 @@ SEEN_SECONDS = 60.0
 
 def people(path: Path, without: int) -> None:
     """Have the mapper know everybody in a file but the last `without`, with addresses as the sample has them."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            ids = list(dict.fromkeys(row["beneficiary_id"] for row in csv.DictReader(file)))
-    except (OSError, KeyError, ValueError) as error:
-        raise Usage(f"{path}: a CSV file with a column beneficiary_id is expected ({error!r})") from error
+    ids = _beneficiaries(path)
     try:
         addresses = [(one, sample.address(one)) for one in ids]
     except ValueError as error:
@@ -31,6 +28,24 @@ def people(path: Path, without: int) -> None:
     with MapperAdmin(_addresses().mapper_url) as mapper:
         mapper.put_people(known)
     print(f"the mapper knows {len(known)} of {len(ids)} people")
+
+
+def places(path: Path, without: int) -> None:
+    """Have the registry know everybody in a file, and PBMS the sample's warehouses and agencies but the last `without`."""
+    ids = _beneficiaries(path)
+    try:
+        located = [(one, *sample.zone(one)) for one in ids]
+    except ValueError as error:
+        raise Usage(f"{path}: only people of the sample live somewhere here, such as NRB31000007") from error
+    reference = Reference(_addresses().database_url)
+    reference.prepare()
+    reference.put_people(located)
+    agencies = sample.agencies(without)
+    for place in sample.warehouses():
+        reference.put_warehouse(place)
+    for place in agencies:
+        reference.put_agency(place)
+    print(f"the registry knows {plural(len(ids), 'person')}; PBMS has warehouses and {len(agencies)} agencies")
 
 
 def reverse(name: str, disbursement_ids: list[str], reason: str) -> None:
@@ -72,6 +87,14 @@ def lost_answer(bank: Profile, verb: str) -> None:
     with _bank() as admin:
         admin.add_fault("timeout_after", profile=bank, path=f"/{verb}", count=1)
     print(f"the bank {bank.upper()} will do the next {verb}, and nobody will hear of it")
+
+
+def _beneficiaries(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(dict.fromkeys(row["beneficiary_id"] for row in csv.DictReader(file)))
+    except (OSError, KeyError, ValueError) as error:
+        raise Usage(f"{path}: a CSV file with a column beneficiary_id is expected ({error!r})") from error
 
 
 @contextmanager

@@ -14,19 +14,23 @@ from libs.cli.context import (
     as_uuid,
     clock,
     find_envelope,
-    money,
     plural,
     print_json,
     printable,
+    quantity,
     table,
+    unit_of,
 )
+from libs.common.money import Unit
 
-HISTORIES = ("ingestion", "resolution", "funds")
+HISTORIES = ("ingestion", "resolution", "allocation", "funds", "notifications")
 TOLD_SINGLY = 3  # what happened more often is one line, with its count
 
 # What a person can do about it; the reason itself comes from the service that holds.
 ADVICE = {
     "mapper": "add the address to the mapper, then `almoner retry --held`",
+    "registry": "mend the registry, then `almoner retry --held`",
+    "allocation": "mend the warehouses or agencies (`almoner zones` names what is missing), then `almoner retry --held`",
     "funds": "`almoner retry --held` pays again whom the bank refused, `almoner release` gives the money back",
 }
 
@@ -43,6 +47,21 @@ SAYINGS = {
     "asked again": "asks the mapper again",
     "addresses resolved": "has the mapper's answer",
     "address resolved": "has found the address of",
+    "batch to be located": "is to find zones",
+    "registry asked again": "asks the registry again",
+    "zones resolved": "has the registry's answer",
+    "zone resolved": "has found the zone of",
+    "arrived at allocation": "is to find places for",
+    "zone held": "has nobody to serve a zone",
+    "allocated": "has announced who serves them",
+    "zone reassigned": "has given a zone to another place",
+    "all allocated": "has a place for everybody, or says why not",
+    "notices made": "is to tell people",
+    "notice sent": "has told",
+    "notice suppressed": "does not tell",
+    "notice failed": "could not tell",
+    "notice unknown": "does not know whether it has told",
+    "notice delivered": "knows that the notice has arrived at",
     "complete at funds": "knows how much is needed",
     "funds blocked": "has the money reserved by the bank",
     "arrived at funds": "knows where to pay",
@@ -77,29 +96,29 @@ class Step:
 def timeline(name: str, as_json: bool) -> None:
     """The history of an envelope (publisher's id or UUID), a batch (UUID) or a disbursement."""
     with Views() as views:
-        title, steps, currency = found_story(views, name)
+        title, steps, unit = found_story(views, name)
     if as_json:
         print_json({"about": title, "steps": [asdict(step) for step in steps]})
         return
     print(f"{title}; times in UTC")
     for step in steps:
         until = f" … {clock(step.last)[11:]}" if step.times > 1 and clock(step.last) != clock(step.at) else ""
-        print(f"  {clock(step.at)}{until}  {printable(step.who or step.service):<10}  {printable(sentence(step, currency))}")
+        print(f"  {clock(step.at)}{until}  {printable(step.who or step.service):<10}  {printable(sentence(step, unit))}")
 
 
-def sentence(step: Step, currency: str) -> str:
+def sentence(step: Step, unit: Unit) -> str:
     said = SAYINGS.get(step.step, step.step)
     whom = f" {step.disbursement_id}" if step.disbursement_id else " this person" if said.endswith((" of", "holds")) else ""
     if step.times > 1:
         whom = " people" if whom else ""
     times = f" ×{step.times:,}" if step.times > 1 else ""
-    detail = _MINOR.sub(lambda found: money(int(found[1]), currency), step.detail)
+    detail = _MINOR.sub(lambda found: quantity(int(found[1]), unit), step.detail)
     detail = _ONE.sub(lambda found: "1 " + {"batche": "batch", "people": "person"}.get(found[1], found[1]), detail)
     return f"{said}{whom}{times}{': ' + detail if detail else ''}"
 
 
-def found_story(views: Views, name: str) -> tuple[str, list[Step], str]:
-    """Title, steps and currency."""
+def found_story(views: Views, name: str) -> tuple[str, list[Step], Unit]:
+    """Title, steps, and what the amounts are counted in."""
     uuid = as_uuid(name)
     envelopes = views.rows(
         "SELECT * FROM ingestion.ops_envelopes WHERE envelope_id = %(id)s OR publisher_envelope_id = %(name)s",
@@ -108,16 +127,16 @@ def found_story(views: Views, name: str) -> tuple[str, list[Step], str]:
     )
     if envelopes:
         row = find_envelope(views, name)
-        amount = money(row.declared_minor, row.currency)
+        amount = quantity(row.declared_minor, unit_of(row))
         title = f"Envelope {row.publisher_envelope_id} ({row.envelope_id}), {plural(row.declared, 'disbursement')} of {amount} in all"
-        return title, history(views, row.envelope_id), row.currency
+        return title, history(views, row.envelope_id), unit_of(row)
     if uuid:
         batch = views.one("SELECT * FROM ingestion.ops_batches WHERE batch_id = %(id)s", id=uuid)
         if batch:
             size = plural(batch.count, "disbursement")
             title = f"Batch {batch.number} ({batch.batch_id}) of envelope {batch.envelope_id}, {size}"
-            currency = find_envelope(views, str(batch.envelope_id)).currency
-            return title, history(views, batch.envelope_id, batch.batch_id), currency
+            unit = unit_of(find_envelope(views, str(batch.envelope_id)))
+            return title, history(views, batch.envelope_id, batch.batch_id), unit
     people = views.rows("SELECT * FROM ingestion.ops_disbursements WHERE disbursement_id = %(name)s", name=name)
     if not people:
         raise Refused(f"nothing is called {name!r}: give an envelope's id, a batch's UUID or a disbursement's id")
@@ -128,9 +147,9 @@ def found_story(views: Views, name: str) -> tuple[str, list[Step], str]:
         )
     one = people[0]
     envelope = find_envelope(views, str(one.envelope_id))
-    amount = money(one.amount_minor, envelope.currency)
+    amount = quantity(one.amount_minor, unit_of(envelope))
     title = f"Disbursement {name} of {amount} to {one.beneficiary_id}, envelope {envelope.publisher_envelope_id}"
-    return title, history(views, one.envelope_id, one.batch_id, name), envelope.currency
+    return title, history(views, one.envelope_id, one.batch_id, name), unit_of(envelope)
 
 
 def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_id: str | None = None) -> list[Step]:
@@ -190,16 +209,22 @@ def _operators(views: Views, envelope_id: Any, disbursement_id: str | None) -> l
 
 
 def held_rows(views: Views, envelope_id: Any = None) -> list[Any]:
-    """Everybody who is held: without an address (the mapper's), or not paid by the bank (funds')."""
+    """Everybody who is held, with the first of those who hold them: resolution, which knows no address or zone, allocation, which
+    has no place for the zone, or funds, which could not pay."""
     return views.rows(
-        """SELECT coalesce(r.envelope_id, f.envelope_id) AS envelope_id,
-                  coalesce(r.disbursement_id, f.disbursement_id) AS disbursement_id, r.beneficiary_id,
-                  coalesce(r.amount_minor, f.amount_minor) AS amount_minor, coalesce(r.reason, f.reason) AS reason,
-                  coalesce(r.message, f.message) AS message, coalesce(r.since, f.since) AS since,
-                  CASE WHEN r.disbursement_id IS NULL THEN 'funds' ELSE 'mapper' END AS waits_for
-           FROM (SELECT * FROM resolution.ops_held WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL) AS r
-           FULL JOIN (SELECT * FROM funds.ops_held WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL) AS f
-                ON f.envelope_id = r.envelope_id AND f.disbursement_id = r.disbursement_id
+        """SELECT * FROM (
+               SELECT DISTINCT ON (h.envelope_id, h.disbursement_id) h.envelope_id, h.disbursement_id, h.beneficiary_id,
+                      h.amount_minor, h.reason, h.message, h.since,
+                      CASE WHEN h.place = 1 AND i.benefit_type <> 'CASH_DIGITAL' THEN 'registry' ELSE h.holder END AS waits_for
+               FROM (SELECT 1 AS place, 'mapper' AS holder, envelope_id, disbursement_id, beneficiary_id, amount_minor, reason, message,
+                            since FROM resolution.ops_held
+                     UNION ALL SELECT 2, 'allocation', envelope_id, disbursement_id, beneficiary_id, amount_minor, reason, message,
+                            since FROM allocation.ops_held
+                     UNION ALL SELECT 3, 'funds', envelope_id, disbursement_id, beneficiary_id, amount_minor, reason, message, since
+                     FROM funds.ops_held) AS h
+               LEFT JOIN ingestion.ops_envelopes i USING (envelope_id)
+               WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL
+               ORDER BY h.envelope_id, h.disbursement_id, place) AS found
            ORDER BY since, envelope_id, disbursement_id""",
         only=envelope_id,
     )
@@ -209,11 +234,12 @@ def held(name: str | None, as_json: bool) -> None:
     with Views() as views:
         only = find_envelope(views, name).envelope_id if name else None
         rows = held_rows(views, only)
-        currencies = {
-            row.envelope_id: row.currency for row in views.rows("SELECT envelope_id, currency FROM ingestion.ops_envelopes")
-        }
+        known = "SELECT envelope_id, currency, measurement_unit, unit_scale FROM ingestion.ops_envelopes"
+        units = {row.envelope_id: unit_of(row) for row in views.rows(known)}
     if as_json:
-        print_json([{**as_dict(row), "currency": currencies.get(row.envelope_id)} for row in rows])
+        print_json(
+            [{**as_dict(row), "unit": units[row.envelope_id].name if row.envelope_id in units else None} for row in rows]
+        )
         return
     if not rows:
         print("Nobody is held.")
@@ -224,7 +250,7 @@ def held(name: str | None, as_json: bool) -> None:
         [
             (
                 row.disbursement_id, row.beneficiary_id or "–",
-                money(row.amount_minor, currencies[row.envelope_id]) if row.envelope_id in currencies else row.amount_minor,
+                quantity(row.amount_minor, units[row.envelope_id]) if row.envelope_id in units else row.amount_minor,
                 row.reason, row.message or "", row.waits_for, clock(row.since),
             )
             for row in rows

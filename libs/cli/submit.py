@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from libs.cli import sheet
-from libs.cli.context import NotReachable, Refused, Usage, confirm, console, money, plural, print_json
+from libs.cli.context import NotReachable, Refused, Usage, confirm, console, plural, print_json, quantity
 from libs.cli.send import Answers, Publisher
 from libs.common.clock import utc_now
 from libs.common.contracts.base import CHUNK_ITEMS, envelope_uuid, totals
 from libs.common.contracts.ingestion import Disbursement, DisbursementsAdded, EnvelopeSubmitted, SubmissionRejected
-from libs.common.money import to_minor
 
 QUIET_SECONDS = 60.0  # without any answer: ingestion does not run
 
@@ -37,7 +36,8 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
         raise Usage(f"there is no file {path}")
     today = {"schedule_date": utc_now().date().isoformat()}
     envelope = sheet.parse_envelope({**today, **(sheet.envelope_from(path) or {}), **fields})
-    summary = sheet.check(path, envelope.currency)
+    unit = envelope.unit
+    summary = sheet.check(path, unit)
     event = declared(envelope, summary)
     chunks = -(-summary.count // CHUNK_ITEMS)
     report: dict[str, Any] = {
@@ -47,7 +47,7 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
         "disbursements": summary.count,
         "beneficiaries": summary.beneficiaries,
         "total_minor": summary.total_minor,
-        "currency": envelope.currency,
+        "unit": unit.name,
         "events": 1 + chunks,
         "faults": [str(fault) for fault in summary.faults],
         "fault_count": summary.fault_count,
@@ -66,19 +66,19 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
         else:
             print("Nothing was submitted (--dry-run).")
         return
-    confirm(f"Submit {plural(summary.count, 'disbursement')} of {money(summary.total_minor, envelope.currency)} together?", yes)
+    confirm(f"Submit {plural(summary.count, 'disbursement')} of {quantity(summary.total_minor, unit)} together?", yes)
     answers = Answers() if wait else None
     publisher = Publisher(source)
-    ids = publish(publisher, event, with_progress(sheet.disbursements(path, envelope.currency), summary.count, as_json))
+    ids = publish(publisher, event, with_progress(sheet.disbursements(path, unit), summary.count, as_json))
     publisher.flush()
     report["first_delivered_at"] = publisher.first_delivered_at
-    outcome = collect(answers, ids, envelope.currency) if answers else None
+    outcome = collect(answers, ids) if answers else None
     finish(report, outcome, len(ids), as_json)
 
 
 def declared(envelope: sheet.EnvelopeFile, summary: sheet.Summary) -> EnvelopeSubmitted:
     """The envelope's event. What the file holds beyond what is declared is a fault; less is not, the rest may come later."""
-    total_minor = to_minor(envelope.total, envelope.currency) if envelope.total else summary.total_minor
+    total_minor = envelope.unit.to_minor(envelope.total) if envelope.total else summary.total_minor
     count = envelope.number_of_disbursements or summary.count
     people = envelope.number_of_beneficiaries or summary.beneficiaries
     if summary.count > count:
@@ -95,6 +95,8 @@ def declared(envelope: sheet.EnvelopeFile, summary: sheet.Summary) -> EnvelopeSu
         number_of_disbursements=count,
         total_minor=total_minor,
         currency=envelope.currency,
+        measurement_unit=envelope.measurement_unit,
+        unit_scale=envelope.unit_scale,
         schedule_date=envelope.schedule_date,
         time_zone=envelope.time_zone,
     )
@@ -104,7 +106,7 @@ def introduce(path: Path, envelope: sheet.EnvelopeFile, event: EnvelopeSubmitted
     print(f"{path.name}: envelope {envelope.envelope_id} of programme {envelope.programme.id}, due {envelope.schedule_date}")
     print(
         f"  {plural(summary.count, 'disbursement')} to {plural(summary.beneficiaries, 'person')}, "
-        f"{money(summary.total_minor, envelope.currency)}; {plural(1 + chunks, 'event')} to publish"
+        f"{quantity(summary.total_minor, envelope.unit)}; {plural(1 + chunks, 'event')} to publish"
     )
     if summary.count < event.number_of_disbursements:
         missing = event.number_of_disbursements - summary.count
@@ -145,7 +147,7 @@ def chunks_of(envelope_id: str, items: Iterator[Disbursement]) -> Iterator[Disbu
         )
 
 
-def collect(answers: Answers, ids: dict[str, int], currency: str) -> Outcome:
+def collect(answers: Answers, ids: dict[str, int]) -> Outcome:
     """Wait until every submission is answered."""
     outcome = Outcome()
     open_ids = set(ids)

@@ -9,7 +9,19 @@ from typing import Any
 
 from libs.local.stack import Stack
 
-ROLES = ("ingestion", "resolution", "funds", "scheduler", "bank", "mapper", "bench")
+ROLES = (
+    "ingestion",
+    "resolution",
+    "allocation",
+    "funds",
+    "notifications",
+    "scheduler",
+    "bank",
+    "mapper",
+    "novu",
+    "mail",
+    "bench",
+)
 INFRASTRUCTURE = ("broker", "database")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -46,10 +58,11 @@ class Usage:
 
     def report(self) -> dict[str, Any]:
         """peak_rss_mb and cpu_seconds by role, infra_rss_mb by part."""
-        peaks = {role: sum(one.peak_bytes for one in self._seen.values() if one.role == role) for role in ROLES}
+        roles = [role for role in ROLES if any(one.role == role for one in self._seen.values())]
+        peaks = {role: sum(one.peak_bytes for one in self._seen.values() if one.role == role) for role in roles}
         cpu = {
             role: sum(one.last_cpu_seconds - one.first_cpu_seconds for one in self._seen.values() if one.role == role)
-            for role in ROLES
+            for role in roles
         }
         return {
             "peak_rss_mb": {role: round(size / 1e6, 1) for role, size in peaks.items()},

@@ -17,28 +17,34 @@ from libs.cli.context import (
     money,
     plural,
     print_json,
+    quantity,
     table,
     topic,
+    unit_of,
 )
+from libs.common.contracts.base import CASH, GOODS
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
-CONSUMERS = ("ingestion", "resolution", "funds")
+CONSUMERS = ("ingestion", "resolution", "allocation", "funds", "notifications")
 
 # One row per envelope. Batches are summed for the envelopes asked for only.
 STAGES = """
-SELECT i.envelope_id, i.publisher_envelope_id, i.currency, i.state, i.declared, i.declared_minor, i.received,
-       i.batches, i.created_at, f.state AS funds_state,
+SELECT i.envelope_id, i.publisher_envelope_id, i.benefit_type, i.currency, i.measurement_unit, i.unit_scale,
+       i.state, i.declared, i.declared_minor, i.received, i.batches, i.created_at, f.state AS funds_state,
        coalesce(b.cut, 0) AS cut, coalesce(r.looked_up, 0) AS looked_up, coalesce(r.resolved, 0) AS resolved,
        coalesce(f.blocked_minor, 0) AS blocked_minor, coalesce(f.waiting, 0) AS waiting,
        coalesce(f.waiting_minor, 0) AS waiting_minor, coalesce(f.in_flight, 0) AS in_flight,
        coalesce(f.in_flight_minor, 0) AS in_flight_minor, coalesce(f.unknown, 0) AS unknown,
-       coalesce(f.unknown_minor, 0) AS unknown_minor, coalesce(f.held, 0) AS held,
-       coalesce(f.held_minor, 0) AS held_minor, coalesce(f.dispatched, 0) AS dispatched,
+       coalesce(f.unknown_minor, 0) AS unknown_minor, coalesce(f.held, a.held, 0) AS held,
+       coalesce(f.held_minor, a.held_minor, 0) AS held_minor, coalesce(f.dispatched, 0) AS dispatched,
        coalesce(f.dispatched_minor, 0) AS dispatched_minor, coalesce(f.outstanding, 0) AS outstanding,
        coalesce(f.outstanding_minor, 0) AS outstanding_minor, coalesce(f.confirmed, 0) AS confirmed,
        coalesce(f.confirmed_minor, 0) AS confirmed_minor, coalesce(f.reversed, 0) AS reversed,
-       coalesce(f.reversed_minor, 0) AS reversed_minor, coalesce(f.cancelled, 0) AS cancelled,
+       coalesce(f.reversed_minor, 0) AS reversed_minor, coalesce(f.cancelled, a.cancelled, 0) AS cancelled,
+       coalesce(a.planned, 0) AS planned, coalesce(a.planned_minor, 0) AS planned_minor,
+       coalesce(a.allocated, 0) AS allocated, coalesce(a.allocated_minor, 0) AS allocated_minor,
+       coalesce(a.cancelled_minor, 0) AS cancelled_minor, coalesce(a.arrived, 0) AS arrived,
        coalesce(f.releasing_minor, 0) AS releasing_minor, coalesce(f.released_minor, 0) AS released_minor,
        f.blocked_at, f.settled_at, f.last_confirmed_at
 FROM (SELECT * FROM ingestion.ops_envelopes
@@ -49,6 +55,7 @@ LEFT JOIN LATERAL (SELECT sum(resolved + unresolved)::bigint AS looked_up, sum(r
                    FROM resolution.ops_batches r WHERE r.envelope_id = i.envelope_id AND r.resolved_at IS NOT NULL) AS r
           ON true
 LEFT JOIN funds.ops_envelopes f ON f.envelope_id = i.envelope_id
+LEFT JOIN allocation.ops_envelopes a ON a.envelope_id = i.envelope_id
 ORDER BY i.created_at
 """
 
@@ -57,8 +64,15 @@ def stages(views: Views, only: Any = None, limit: int = 50) -> list[Any]:
     return views.rows(STAGES, only=only, limit=limit)
 
 
+def is_cash(row: Any) -> bool:
+    """Whether it ends with payments; goods end with whom they are allocated to."""
+    return row.benefit_type in CASH
+
+
 def at_rest(row: Any) -> bool:
     """Nothing of this envelope moves by itself any more: it is settled, or what is left waits for an operator."""
+    if not is_cash(row):
+        return bool(row.arrived >= row.declared and not row.planned) or row.state == "CANCELLED"
     if row.settled_at is not None:
         return True
     if row.funds_state == "BLOCK_UNKNOWN":  # nothing is sent until somebody says whether the money is reserved
@@ -75,6 +89,8 @@ def word(row: Any) -> str:
         return str(row.state).lower()
     if row.received < row.declared:
         return "receiving"
+    if not is_cash(row):
+        return "allocating" if not at_rest(row) else "needs you" if row.held else "allocated"
     if at_rest(row):
         return "needs you" if row.held or row.unknown or row.funds_state == "BLOCK_UNKNOWN" else "done"
     return "paying" if row.blocked_minor else "waiting for funds"
@@ -155,24 +171,38 @@ class Rates:
 
 
 def progress(rows: list[Any]) -> dict[str, int]:
-    """Stage -> disbursements that have passed it, summed over envelopes."""
-    return {
+    """Stage -> disbursements that have passed it, summed over the envelopes that have this stage."""
+    located = [row for row in rows if row.benefit_type != "CASH_DIGITAL"]
+    paid = [row for row in rows if is_cash(row)]
+    found = {
         "received": sum(row.received for row in rows),
         "batched": sum(row.cut for row in rows),
         "looked up": sum(row.looked_up for row in rows),
-        "dispatched": sum(row.dispatched for row in rows),
-        "confirmed": sum(row.confirmed + row.reversed for row in rows),
+    }
+    if located:
+        found["allocated"] = sum(row.allocated for row in located)
+    if paid or not rows:
+        found["dispatched"] = sum(row.dispatched for row in paid)
+        found["confirmed"] = sum(row.confirmed + row.reversed for row in paid)
+    return found
+
+
+def goals(rows: list[Any]) -> dict[str, int]:
+    """Stage -> disbursements that are to pass it."""
+    without = {"allocated": ("CASH_DIGITAL",), "dispatched": GOODS, "confirmed": GOODS}
+    return {
+        stage: sum(row.declared for row in rows if row.benefit_type not in without.get(stage, ())) for stage in progress(rows)
     }
 
 
 def remaining_seconds(rows: list[Any], rates: dict[str, float]) -> float | None:
     """Until all that can move by itself is confirmed, at the pace of the slowest stage that is at work; None: unknown."""
-    done = progress(rows)
-    to_do = sum(row.declared - row.held - row.cancelled - row.unknown for row in rows)
-    left = to_do - done["confirmed"]
+    moving = [row for row in rows if not at_rest(row)]
+    to_do = sum(row.declared - row.held - row.cancelled - row.unknown for row in moving)
+    left = to_do - sum(row.confirmed + row.reversed if is_cash(row) else row.allocated for row in moving)
     if left <= 0:
         return 0.0
-    pace = rates.get("confirmed", 0.0) or rates.get("dispatched", 0.0)
+    pace = rates.get("confirmed", 0.0) or rates.get("dispatched", 0.0) or rates.get("allocated", 0.0)
     return left / pace if pace > 0 else None
 
 
@@ -216,7 +246,7 @@ def watch_plainly(views: Views, only: Any, rates: Rates, started: float, follow:
                         **done,
                         "held": sum(row.held for row in rows),
                         "unknown": sum(row.unknown for row in rows),
-                        "per_second": round(rate["confirmed"], 1),
+                        "per_second": round(rate.get("confirmed", rate.get("allocated", 0.0)), 1),
                         "lag": behind,
                         "remaining_seconds": remaining_seconds(rows, rate),
                         "at_rest": rest,
@@ -242,16 +272,17 @@ def picture(rows: list[Any], rates: dict[str, float], behind: dict[str, int], se
     from rich.table import Table
 
     of = sum(row.declared for row in rows)
-    reader = {"received": "ingestion", "looked up": "resolution", "confirmed": "funds"}
+    reader = {"received": "ingestion", "looked up": "resolution", "allocated": "allocation", "confirmed": "funds"}
+    to_pass = goals(rows)
     shown = Table(title=f"{plural(len(rows), 'envelope')}, {plural(of, 'disbursement')}", title_justify="left", box=None)
     for column in ("stage", "", "done", "per second", "lag"):
         shown.add_column(column, justify="left" if column in ("stage", "") else "right", min_width=10)
     for stage, done in progress(rows).items():
         lag = f"{behind.get(reader[stage], 0):,}" if stage in reader else ""
-        bar = ProgressBar(max(of, 1), done, width=30, style="dim", complete_style="green", finished_style="green")
+        bar = ProgressBar(max(to_pass[stage], 1), done, width=30, style="dim", complete_style="green", finished_style="green")
         shown.add_row(stage, bar, f"{done:,}", f"{rates[stage]:,.0f}", lag)
     counts = {name: sum(getattr(row, name) for row in rows) for name in ("held", "unknown", "cancelled", "reversed")}
-    blocked = " · ".join(money(row.blocked_minor, row.currency) for row in rows[:3] if row.blocked_minor)
+    blocked = " · ".join(money(row.blocked_minor, row.currency) for row in rows[:3] if row.currency and row.blocked_minor)
     foot = "  ".join(f"{name} {count:,}" for name, count in counts.items())
     return Group(shown, f"  blocked {blocked or '–'}   {foot}   {seconds:,.0f} s{left(rows, rates)}")
 
@@ -259,7 +290,10 @@ def picture(rows: list[Any], rates: dict[str, float], behind: dict[str, int], se
 def conclusion(rows: list[Any]) -> str:
     held, unknown = sum(row.held for row in rows), sum(row.unknown for row in rows)
     confirmed = sum(row.confirmed for row in rows)
-    text = f"{plural(confirmed, 'payment')} confirmed"
+    goods = [row for row in rows if not is_cash(row)]
+    text = f"{plural(confirmed, 'payment')} confirmed" if len(goods) < len(rows) or not rows else ""
+    if goods:
+        text += (", " if text else "") + f"{plural(sum(row.allocated for row in goods), 'entitlement')} allocated"
     for count, what in ((sum(row.reversed for row in rows), "reversed"), (sum(row.cancelled for row in rows), "cancelled")):
         text += f", {count:,} {what}" if count else ""
     if held:
@@ -288,6 +322,7 @@ def status(name: str | None, as_json: bool) -> None:
                 "envelope",
                 "stands",
                 "declared",
+                "allocated",
                 "confirmed",
                 "reversed",
                 "held",
@@ -301,8 +336,9 @@ def status(name: str | None, as_json: bool) -> None:
                 columns,
                 [
                     (
-                        row.publisher_envelope_id, word(row), row.declared, row.confirmed, row.reversed, row.held,
-                        row.unknown, row.cancelled, money(row.blocked_minor, row.currency), clock(row.created_at),
+                        row.publisher_envelope_id, word(row), row.declared, row.allocated or "", row.confirmed, row.reversed,
+                        row.held, row.unknown, row.cancelled,
+                        money(row.blocked_minor, row.currency) if is_cash(row) else "", clock(row.created_at),
                     )
                     for row in rows
                 ],
@@ -347,12 +383,19 @@ def one_status(views: Views, envelope: Any, as_json: bool) -> None:
     if as_json:
         print_json({"stands": word(row), **as_dict(envelope), **as_dict(row)})
         return
-    currency = row.currency
     print(f"{row.publisher_envelope_id} ({row.envelope_id}) from {envelope.source}")
     print(f"  programme {envelope.programme}, benefit {envelope.benefit_code}, due {envelope.schedule_date}: {word(row)}")
-    print(
-        f"  received {row.received:,} of {row.declared:,} in {plural(row.batches, 'batch')}; {row.resolved:,} with an address"
-    )
+    known = "with an address" if row.benefit_type == "CASH_DIGITAL" else "whose zone is known"
+    print(f"  received {row.received:,} of {row.declared:,} in {plural(row.batches, 'batch')}; {row.resolved:,} {known}")
+    if row.benefit_type != "CASH_DIGITAL":
+        unit = unit_of(row)
+        print(f"  declared {quantity(row.declared_minor, unit)}, of which")
+        for name in ("planned", "allocated") if is_cash(row) else ("planned", "allocated", "held", "cancelled"):
+            if getattr(row, name):
+                print(f"    {name:<12}{quantity(getattr(row, name + '_minor'), unit):>24}{counted(row, name)}")
+    if not is_cash(row):
+        return
+    currency = row.currency
     print(f"  blocked {money(row.blocked_minor, currency)} ({clock(row.blocked_at)}), of which")
     for name in POSITIONS:
         minor = getattr(row, f"{name}_minor")

@@ -20,7 +20,9 @@ URL = "postgresql+psycopg2://nobody@127.0.0.1:1/none"  # wiring opens no connect
 
 # What each service must be told, beyond what all are told.
 NEEDED: dict[str, dict[str, Any]] = {
+    "allocation": {"pbms_url": URL},
     "resolution": {"mapper_url": "http://mapper.example.org"},
+    "notifications": {"warehouse_channel": "none", "agency_channel": "none", "beneficiary_channel": "none"},
     "funds": {
         "banks": {"BANK": {"adapter": "full", "url": "http://bank.example.org"}},
         "sponsors": {"default": {"bank": "BANK", "account": "1"}},

@@ -3,13 +3,14 @@
 With ALMONER_WRITE_TRANSCRIPT=1 (`make transcript`) the document is written anew instead, from what the commands say now.
 """
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, timedelta
 from difflib import unified_diff
 
 import pytest
@@ -17,6 +18,7 @@ import typer
 
 from libs.cli import sample
 from libs.cli.app import app
+from libs.common.clock import utc_now
 from libs.common.contracts.ingestion import BatchCut
 from libs.local import mt940
 from libs.local.supervisor import ROOT
@@ -49,7 +51,10 @@ class Stage:
 
     def __init__(self, town: Town) -> None:
         self.town = town
-        self.variables: dict[str, str] = {}
+        today = utc_now().date()
+        self.variables = {"TODAY": today.isoformat(), "NEXT_WEEK": (today + timedelta(days=7)).isoformat()}
+        five = {"number_of_disbursements": 5, "number_of_beneficiaries": 4, "total": "20000.00"}
+        (town.folder / "five.json").write_text(json.dumps(five))
         sample.write(town.folder / "people.csv", 20)
         sample.write(town.folder / "three.csv", 3)
         people = {person for _, person, _, _ in sample.people(3)}
@@ -172,14 +177,16 @@ class Stage:
 class Plain:
     """Takes out of what was said what is never twice the same. UUIDs keep their identity over the whole story."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, next_week: str) -> None:
         self.uuids: dict[str, str] = {}
         self.rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
             (re.escape(prefix), ""),
             (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", self.uuid),
             (r" … \d\d:\d\d:\d\d", ""),  # a step that took more than a second
             (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?", "2026-11-02 08:00:00"),
+            (next_week, "next week"),
             (r"\b20\d\d-\d\d-\d\d\b(?! 08:00:00)", "2026-11-02"),
+            ("next week", "2026-11-09"),
             (r"127\.0\.0\.1:\d+", "127.0.0.1:9999"),
             (r"(?m)(^ *\d+\.\d s  .*\n)+(?= *\d+\.\d s  )", ""),  # of progress, the last
             (r"(?m)^ *\d+\.\d s  (.*); lag [\d,]+.*$", r"   1.0 s  \1; lag 0"),
@@ -229,7 +236,8 @@ def test_every_verb_is_in_the_document() -> None:
 
 
 def test_the_story_of_the_command_line(town: Town) -> None:
-    stage, plain = Stage(town), Plain(town.world.prefix)
+    stage = Stage(town)
+    plain = Plain(town.world.prefix, stage.variables["NEXT_WEEK"])
     directions = stage.directions()
 
     def told(found: re.Match[str]) -> str:

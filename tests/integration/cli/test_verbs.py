@@ -1,9 +1,13 @@
 """`almoner` against real services: one envelope's life, told by its verbs."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 from libs.cli import sample
+from libs.common.clock import utc_now
+from libs.common.contracts.base import Mnemonic
+from libs.common.contracts.ingestion import BenefitCode, Cycle, EnvelopeAmended, EnvelopeSubmitted
 from tests.integration.cli.conftest import CURRENCY, Almoner, Town
 
 
@@ -73,6 +77,68 @@ def test_cancelling_and_releasing(town: Town) -> None:
     assert proof["balanced"]
     amounts = {row[0]: row[3] for row in sample.people(20)}
     assert proof["envelopes"][0]["released"] == amounts[ids[0]] + amounts[ids[-1]]
+
+
+def test_amending_what_is_declared(alone: Almoner) -> None:
+    ingestion = alone.world.run("ingestion")
+    alone.world.until(ingestion.ready, what="ingestion being ready")
+    path, envelope = alone.folder / "run.csv", alone.folder / "envelope.json"
+    sample.write(path, 3)
+    today = utc_now().date()
+    later = today + timedelta(days=20)
+    more = {"number_of_disbursements": 5, "number_of_beneficiaries": 4, "total": "20000.00"}
+    envelope.write_text(json.dumps({**more, "schedule_date": (today + timedelta(days=9)).isoformat()}))
+    options = (*sample.envelope_options("E1", CURRENCY), "--envelope", str(envelope), "--yes")
+    alone.almoner("submit", str(path), *options)
+
+    assert "say what changes" in alone.run("amend", "E1", "--yes", code=2).stderr
+    assert "--total: 1.005 has more decimals" in alone.run("amend", "E1", "--total", "1.005", "--yes", code=2).stderr
+    assert "There is no terminal" in alone.run("amend", "E1", "--disbursements", "4", code=2).stderr
+    too_few = alone.run("amend", "E1", "--disbursements", "2", "--people", "2", "--yes", code=1).stderr
+    assert "rejected: INVALID_NO_OF_DISBURSEMENTS: 3 are there already" in too_few
+    assert "nothing to amend" in alone.almoner("amend", "E1", "--total", "20000", "--people", "4", "--yes")
+    assert alone.world.sql("ingestion", "SELECT revision, declared FROM ops_envelopes") == [(1, 5)]
+
+    said = alone.almoner("amend", "E1", "--total", "19000", "--schedule-date", later.isoformat(), "--why", "w", "--yes")
+    assert said.splitlines() == [
+        "E1: 3 disbursements of 10,302.17 KES received; declared will be",
+        "  total: 19,000.00 KES instead of 20,000.00 KES",
+        f"  date: {later} instead of {today + timedelta(days=9)}",
+        "E1 is amended",
+    ]
+    # There and back, and there again: what was said before is said anew.
+    for total in ("18000", "19000", "18000"):
+        assert "E1 is amended" in alone.almoner("amend", "E1", "--total", total, "--why", "w", "--yes")
+    alone.almoner("amend", "E1", "--disbursements", "3", "--people", "2", "--total", "10302.17", "--yes")
+    [row] = alone.world.sql("ingestion", "SELECT * FROM ops_envelopes")
+    assert (row.state, row.revision, row.schedule_date, row.declared_minor) == ("COMPLETED", 6, later, 1_030_217)
+    facts = alone.world.events("ingestion.envelopes.v1", EnvelopeAmended, at_least=5)
+    assert [(fact.data.declared_minor, fact.data.reason) for fact in facts] == [
+        (1_900_000, "w"), (1_800_000, "w"), (1_900_000, "w"), (1_800_000, "w"), (1_030_217, "amended by an operator"),
+    ]  # fmt: skip
+
+
+def test_amending_goods(alone: Almoner) -> None:
+    ingestion = alone.world.run("ingestion")
+    alone.world.until(ingestion.ready, what="ingestion being ready")
+    rice = EnvelopeSubmitted(
+        envelope_id="RICE",
+        programme=Mnemonic(id="FOOD"),
+        benefit_code=BenefitCode(id="RICE", type="COMMODITY"),
+        cycle=Cycle(id="2026-11"),
+        number_of_beneficiaries=2,
+        number_of_disbursements=2,
+        total_minor=50_000,
+        measurement_unit="kg",
+        unit_scale=3,
+        schedule_date=utc_now().date() + timedelta(days=9),
+    )
+    alone.world.publish("ingestion.inbox-envelopes.v1", rice, "RICE")
+    alone.world.until(lambda: alone.world.sql("ingestion", "SELECT 1 FROM ops_envelopes"), what="the envelope")
+    assert "--total: 1.0005 has more decimals than kg" in alone.run("amend", "RICE", "--total", "1.0005", code=2).stderr
+    said = alone.almoner("amend", "RICE", "--total", "62.5", "--yes")
+    assert "  total: 62.500 kg instead of 50.000 kg" in said
+    assert alone.world.sql("ingestion", "SELECT declared_minor FROM ops_envelopes") == [(62_500,)]
 
 
 def test_a_dry_run_and_a_faulty_file_send_nothing(alone: Almoner) -> None:

@@ -24,8 +24,9 @@ GOOD = {
     "ALMONER_RESOLUTION_MAPPER_URL": "http://127.0.0.1:1",
     "ALMONER_FUNDS_BANKS": '{"FULL": {"adapter": "full", "url": "http://127.0.0.1:1"}}',
     "ALMONER_FUNDS_SPONSORS": '{"default": {"bank": "FULL", "account": "HUSH-4711"}}',
+    **{f"ALMONER_NOTIFICATIONS_{kind}_CHANNEL": "none" for kind in ("WAREHOUSE", "AGENCY", "BENEFICIARY")},
 }
-# Of G2P Bridge's page: what concerns the stages of cash.
+# Of G2P Bridge's page: all of it.
 PAGE = """
 mapper_resolve_frequency funds_available_check_frequency funds_blocked_frequency funds_disbursement_frequency
 mt940_processor_frequency no_of_tasks_to_process task_stale_threshold_minutes process_future_disbursement_schedules
@@ -34,6 +35,11 @@ disburse_funds_with_bank_max_attempts mt940_processor_max_attempts
 celery_broker_url celery_backend_url db_datasource db_datasource_bridge db_datasource_pbms
 mapper_request_jwt_enabled mapper_request_sender_id sign_key_keymanager_app_id sign_key_keymanager_ref_id
 keymanager_api_timeout keymanager_api_base_url oauth_enabled oauth_url oauth_client_id
+geo_resolution_frequency geo_resolution_max_attempts suppress_notifications
+warehouse_allocation_frequency warehouse_allocation_max_attempts agency_allocation_frequency agency_allocation_max_attempts
+warehouse_notification_frequency warehouse_notification_max_attempts
+agency_notification_frequency agency_notification_max_attempts
+beneficiary_notification_frequency beneficiary_notification_max_attempts
 bank_fa_deconstruct_strategy mobile_wallet_deconstruct_strategy email_wallet_deconstruct_strategy
 """.split()
 
@@ -63,11 +69,19 @@ def test_every_parameter_of_the_page_has_its_counterpart_and_that_exists(service
     assert [one.page for one in COUNTERPARTS if not one.variables and not one.difference] == []
 
 
-def test_every_stage_of_cash_has_all_its_limits(services: dict[str, dict[str, Any]]) -> None:
+def test_whatever_concerns_the_bank_is_tried_as_often_as_on_the_page(services: dict[str, dict[str, Any]]) -> None:
+    defaults = {one["variable"]: one["default"] for service in services.values() for one in service["settings"]}
+    of_the_bank = "check_funds_with_bank block_funds_with_bank disburse_funds_with_bank mt940_processor".split()
+    tried = {one.page: (one.default, str(defaults[one.variables[0]])) for one in COUNTERPARTS if "max_attempts" in one.page}
+    assert [tried[f"{name}_max_attempts"] for name in of_the_bank] == [("3", "3")] * 4
+
+
+def test_every_stage_has_all_its_limits(services: dict[str, dict[str, Any]]) -> None:
     """On or off, at once, in one claim, how often, how long, how many times."""
     limits = "ENABLED CONCURRENCY CLAIM_MAX_CALLS POLL_SECONDS TIMEOUT_SECONDS LEASE_SECONDS MAX_ATTEMPTS".split()
     known = {one["variable"] for service in services.values() for one in service["settings"]}
-    stages = ("RESOLUTION_RESOLVE", "FUNDS_CHECK", "FUNDS_BLOCK", "FUNDS_DISPATCH", "FUNDS_RELEASE")
+    stages: tuple[str, ...] = ("RESOLUTION_RESOLVE", "FUNDS_CHECK", "FUNDS_BLOCK", "FUNDS_DISPATCH", "FUNDS_RELEASE", "RESOLUTION_LOCATE")
+    stages += ("ALLOCATION_REFERENCE", "NOTIFICATIONS_NOVU", "NOTIFICATIONS_SMTP", "NOTIFICATIONS_FILE")
     assert {f"ALMONER_{stage}_{limit}" for stage in stages for limit in limits} <= known
 
 
@@ -101,6 +115,15 @@ WRONG = {
             '{"default": {"bank": "GONE", "account": "HUSH-4711"}}',
             ": sponsor 'default' names bank 'GONE', which is not among ['FULL']",
         ),
+    },
+    "allocation": {
+        "ALMONER_ALLOCATION_REFERENCE_SOURCE": ("hearsay", "='hearsay': Input should be 'pbms' or 'topic'"),
+        "ALMONER_ALLOCATION_ANNOUNCE_DELAY_SECONDS": ("-1", "='-1': Input should be greater than or equal to 0"),
+    },
+    "notifications": {
+        "ALMONER_NOTIFICATIONS_AGENCY_CHANNEL": ("pigeon", "='pigeon': Input should be 'novu', 'smtp', 'file' or 'none'"),
+        "ALMONER_NOTIFICATIONS_SMTP_SENDER": ("nobody", "='nobody': String should match pattern"),
+        "ALMONER_NOTIFICATIONS_NOVU_MAX_ITEMS": ("101", "='101': Input should be less than or equal to 100"),
     },
     "scheduler": {
         "ALMONER_SCHEDULER_JOBS": ('{"poll": {"cron": "every day"}}', " at /poll/cron: a cron has five fields"),

@@ -7,7 +7,9 @@ import pytest
 
 from libs.cli import sample, sheet
 from libs.cli.context import Refused
+from libs.common.money import Unit, scale
 
+EUR, JPY, KWD, KES = (Unit(name, scale(name)) for name in ("EUR", "JPY", "KWD", "KES"))
 HEADER = "disbursement_id,beneficiary_id,amount,beneficiary_name,narrative\n"
 
 
@@ -18,28 +20,28 @@ def csv_file(folder: Path, text: str | bytes, name: str = "run.csv") -> Path:
 
 
 def faults(path: Path, currency: str = "EUR") -> list[str]:
-    return [str(fault) for fault in sheet.check(path, currency).faults]
+    return [str(fault) for fault in sheet.check(path, Unit(currency, scale(currency))).faults]
 
 
 def test_csv_is_read_with_its_control_totals(tmp_path: Path) -> None:
     path = csv_file(tmp_path, HEADER + 'D1,P1,100.25,"Zoë, the\nelder",May\nD2,P2,0.5,,\n')
-    summary = sheet.check(path, "EUR")
+    summary = sheet.check(path, EUR)
     assert (summary.count, summary.total_minor, summary.beneficiaries, summary.faults) == (2, 10_075, 2, [])
-    first, second = sheet.disbursements(path, "EUR")
+    first, second = sheet.disbursements(path, EUR)
     assert (first.disbursement_id, first.beneficiary_name, first.amount_minor) == ("D1", "Zoë, the\nelder", 10_025)
     assert second.amount_minor == 50
 
 
 def test_semicolons_and_a_byte_order_mark_as_spreadsheets_write_them(tmp_path: Path) -> None:
     path = csv_file(tmp_path, b"\xef\xbb\xbfdisbursement_id;beneficiary_id;amount\r\nD1;P1;7\r\n")
-    assert [item.amount_minor for item in sheet.disbursements(path, "JPY")] == [7]
+    assert [item.amount_minor for item in sheet.disbursements(path, JPY)] == [7]
 
 
 def test_json_lines_with_the_envelope_in_the_first_line(tmp_path: Path) -> None:
     lines = [{"envelope": {"envelope_id": "E1"}}, {"disbursement_id": "D1", "beneficiary_id": "P1", "amount": "1.234"}]
     path = csv_file(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "run.jsonl")
     assert sheet.envelope_from(path) == {"envelope_id": "E1"}
-    assert sheet.check(path, "KWD").total_minor == 1_234
+    assert sheet.check(path, KWD).total_minor == 1_234
 
 
 def test_every_fault_of_csv_is_named_by_line_and_column(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_file_that_is_no_such_file_says_why(tmp_path: Path, text: str | bytes,
 
 
 def test_a_person_twice_is_a_warning(tmp_path: Path) -> None:
-    summary = sheet.check(csv_file(tmp_path, HEADER + "D1,P1,1,,\nD2,P1,1,,\n"), "EUR")
+    summary = sheet.check(csv_file(tmp_path, HEADER + "D1,P1,1,,\nD2,P1,1,,\n"), EUR)
     assert summary.faults == []
     assert summary.beneficiaries == 1
     assert [str(warning) for warning in summary.warnings] == [
@@ -97,7 +99,7 @@ def test_a_person_twice_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_many_faults_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
-    summary = sheet.check(csv_file(tmp_path, HEADER + "D,P,x,,\n" * 5_000), "EUR")
+    summary = sheet.check(csv_file(tmp_path, HEADER + "D,P,x,,\n" * 5_000), EUR)
     assert (summary.fault_count, len(summary.faults)) == (5_000, sheet.SHOWN_FAULTS)
 
 
@@ -118,5 +120,38 @@ def test_the_sample_is_the_same_each_time_and_without_fault(tmp_path: Path) -> N
     sample.write(first, 500)
     sample.write(second, 500)
     assert first.read_bytes() == second.read_bytes()
-    summary = sheet.check(first, "KES")
+    summary = sheet.check(first, KES)
     assert (summary.count, summary.beneficiaries, summary.fault_count, summary.warning_count) == (500, 499, 0, 1)
+
+
+def test_goods_have_a_unit_of_their_own_and_people_a_contact(tmp_path: Path) -> None:
+    text = "disbursement_id,beneficiary_id,amount,email,phone\nD1,P1,25.5,ama@example.org,+233 20 555 0101\nD2,P2,0.001,,\n"
+    path = csv_file(tmp_path, text)
+    kilograms = Unit("kg", 3)
+    assert sheet.check(path, kilograms).total_minor == 25_501
+    first, second = sheet.disbursements(path, kilograms)
+    assert first.contact is not None
+    assert (first.amount_minor, first.contact.email, second.contact) == (25_500, "ama@example.org", None)
+    assert [str(fault) for fault in sheet.check(path, Unit("bag", 0)).faults] == [
+        "line 2, amount: 25.5 has more decimals than bag has (0)",
+        "line 3, amount: 0.001 has more decimals than bag has (0)",
+    ]
+
+
+def test_a_contact_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "disbursement_id,beneficiary_id,amount,email,phone\nD1,P1,1,nobody,12-x\n")
+    assert [fault.place for fault in sheet.check(path, EUR).faults] == ["email", "phone"]
+
+
+def test_an_envelope_has_a_currency_or_a_unit() -> None:
+    fields = {
+        "envelope_id": "E",
+        "programme": {"id": "P"},
+        "benefit_code": {"id": "B", "type": "COMMODITY"},
+        "cycle": {"id": "C"},
+        "schedule_date": "2126-11-21",
+    }
+    assert sheet.parse_envelope({**fields, "measurement_unit": "kg", "unit_scale": 3}).unit == Unit("kg", 3)
+    for more in ({}, {"measurement_unit": "kg", "currency": "EUR"}):
+        with pytest.raises(Refused, match="one of both is needed"):
+            sheet.parse_envelope({**fields, **more})

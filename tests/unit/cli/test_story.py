@@ -6,6 +6,7 @@ import pytest
 
 from libs.cli.failures import MEANINGS
 from libs.cli.story import Step, sentence
+from libs.common.money import Unit
 from services.funds.domain import EXCEPTIONS
 
 AT = datetime(2026, 11, 2, tzinfo=UTC)
@@ -28,7 +29,12 @@ AT = datetime(2026, 11, 2, tzinfo=UTC)
     ],
 )  # fmt: skip
 def test_a_step_is_a_sentence(step: Step, said: str) -> None:
-    assert sentence(step, "KES") == said
+    assert sentence(step, Unit("KES", 2)) == said
+
+
+def test_goods_are_told_in_their_own_unit() -> None:
+    step = Step("ingestion", AT, AT, 1, "accepted", "2 disbursements declared, 25500 minor units")
+    assert sentence(step, Unit("kg", 3)) == "accepts the envelope: 2 disbursements declared, 25.500 kg"
 
 
 def test_every_exception_has_its_meaning() -> None:

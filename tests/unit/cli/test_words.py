@@ -8,13 +8,16 @@ import pytest
 from libs.cli import app
 from libs.cli.context import Usage, confirm, money, plural, table
 from libs.cli.submit import placed
-from libs.cli.watch import Rates, at_rest, remaining_seconds
+from libs.cli.watch import Rates, at_rest, goals, progress, remaining_seconds
 
 
 def row(**given: object) -> SimpleNamespace:
-    counts = dict.fromkeys("received cut looked_up dispatched confirmed reversed held cancelled unknown".split(), 0)
+    counts = dict.fromkeys(
+        "received cut looked_up dispatched confirmed reversed held cancelled unknown arrived planned allocated".split(), 0
+    )
     minors = dict.fromkeys("blocked_minor waiting_minor in_flight_minor releasing_minor outstanding_minor".split(), 0)
-    return SimpleNamespace(**{**counts, **minors, "declared": 10, "funds_state": "BLOCKED", "settled_at": None, **given})
+    envelope = {"declared": 10, "benefit_type": "CASH_DIGITAL", "state": "", "funds_state": "BLOCKED", "settled_at": None}
+    return SimpleNamespace(**{**counts, **minors, **envelope, **given})
 
 
 def test_words() -> None:
@@ -47,6 +50,24 @@ def test_an_envelope_is_at_rest_when_what_is_left_waits_for_an_operator() -> Non
     assert at_rest(row(settled_at=datetime.now(UTC)))
     assert at_rest(row(looked_up=10, funds_state="BLOCK_UNKNOWN"))  # nothing is sent until somebody knows
     assert not at_rest(row(looked_up=9, funds_state="BLOCK_UNKNOWN"))
+
+
+def test_goods_are_at_rest_when_everybody_is_allocated_or_held() -> None:
+    rice = {"benefit_type": "COMMODITY", "received": 10, "cut": 10, "looked_up": 10}
+    assert not at_rest(row(**rice, arrived=9, allocated=9))
+    assert not at_rest(row(**rice, arrived=10, allocated=9, planned=1))
+    assert at_rest(row(**rice, arrived=10, allocated=7, held=3))
+    assert at_rest(row(**rice, state="CANCELLED"))
+    both = [row(**rice, arrived=10, allocated=10), row(received=10, confirmed=4, dispatched=6)]
+    assert progress(both) == {
+        "received": 20, "batched": 10, "looked up": 10, "allocated": 10, "dispatched": 6, "confirmed": 4,
+    }  # fmt: skip
+    assert goals(both) == {
+        **dict.fromkeys(("received", "batched", "looked up"), 20),
+        "allocated": 10,
+        "dispatched": 10,
+        "confirmed": 10,
+    }
 
 
 def test_remaining_time_leaves_out_who_is_held() -> None:
