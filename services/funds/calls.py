@@ -18,8 +18,8 @@ from libs.common.envelope import Cause
 from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
 from libs.common.seal import Sealer
-from libs.common.workqueue import Answer, Claim, Done, Later, MaybeDone, NotSent, Settled, Unknown, Void
-from services.funds import decisions, domain, repay, store
+from libs.common.workqueue import Answer, Claim, Done, Later, MaybeDone, NotSent, Settled, Unknown, Void, not_now
+from services.funds import agencies, decisions, domain, repay, store
 from services.funds.config import Settings
 from services.funds.ports import Accepted, Account, Bank, Payment, Refused, Repeat, Succeeded
 
@@ -34,6 +34,7 @@ _LOST = Unknown("ANSWER_LOST", "an earlier attempt may have been acted upon, and
 class _Request:
     bank: Bank
     account: Account
+    counterpart: str  # the bank's code: what one bank asks for does not stop calls to another
     amount_minor: int = 0
     block_reference: str = ""
     payment_date: str = ""
@@ -42,6 +43,11 @@ class _Request:
     header: BatchHeader | None = None
     part: int = 0
     incarnation: int = 0
+    heads: Mapping[int, agencies.Head] | None = None  # of agency cash: position -> the payment it is part of
+
+    def positions(self, named: int) -> list[int]:
+        """What a reference stands for: a payment, or the shares of one."""
+        return [named] if self.heads is None else [at for at, head in self.heads.items() if head.head == named]
 
 
 class _Call:
@@ -58,9 +64,9 @@ class _Call:
     def _advance(self, tx: Tx, claim: Claim, envelope_id: UUID, cause: Cause) -> None:
         jobs.make_due(tx, "advance", [str(envelope_id)], [claim.lock_key], cause)
 
-    def _payer(self, block: Any) -> tuple[Bank, Account] | Later:
-        """The bank and the account a block was made on. Whoever changes the configuration meanwhile is waited for: nothing
-        is paid from another account."""
+    def _payer(self, claim: Claim, block: Any) -> tuple[Bank, Account, str] | Later:
+        """The bank, the account a block was made on, and the bank's code. Whoever changes the configuration meanwhile is waited
+        for, as is a bank that asks for time: nothing is paid from another account."""
         programme, _, benefit_code = block.sponsor.partition("/")
         sponsor = self._settings.sponsor(programme, benefit_code)
         bank = self._banks.get(block.bank)
@@ -70,7 +76,7 @@ class _Call:
             return Later(_CONFIGURATION_SECONDS, "NO_SPONSOR")
         if self._sealer.token(sponsor.account) != block.account_token:
             return Later(_CONFIGURATION_SECONDS, "SPONSOR_CHANGED")
-        return bank, Account(sponsor.account, block.currency)
+        return not_now(claim, block.bank) or (bank, Account(sponsor.account, block.currency), block.bank)
 
 
 class Check(_Call):
@@ -93,7 +99,7 @@ class Check(_Call):
         for claim in claims:
             row = envelopes[_envelope(claim)]
             if block := _further_block(tx, claim):
-                payer = self._payer(block)
+                payer = self._payer(claim, block)
                 decided[claim.subject] = payer if isinstance(payer, Later) else _Request(*payer, block.amount_minor)
                 continue
             header = EnvelopeHeader.model_validate_json(row.header)
@@ -103,8 +109,8 @@ class Check(_Call):
             elif sponsor is None:
                 decided[claim.subject] = None  # nobody to ask: answered without a call
             else:
-                account = Account(sponsor.account, row.currency)
-                decided[claim.subject] = _Request(self._banks[sponsor.bank], account, row.amount)
+                bank, account = self._banks[sponsor.bank], Account(sponsor.account, row.currency)
+                decided[claim.subject] = not_now(claim, sponsor.bank) or _Request(bank, account, sponsor.bank, row.amount)
         return decided
 
     async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Request | None) -> Answer:
@@ -166,7 +172,7 @@ class Block(_Call):
         decided: dict[str, Any] = {}
         for claim in claims:
             row = blocks[claim.subject]
-            payer = self._payer(row)
+            payer = self._payer(claim, row)
             if row.state not in ("PENDING", "SENDING"):
                 decided[claim.subject] = Void("NOT_NEEDED", "the block is decided")
             elif isinstance(payer, Later):
@@ -226,6 +232,9 @@ class Dispatch(_Call):
         for subject, request in decided.items():
             if isinstance(request, _Request):
                 decided[subject] = replace(request, payments=live[subject]) if live[subject] else _NOBODY
+        if grouped := [row.instruction for row in rows if row.grouped and isinstance(decided[str(row.instruction)], _Request)]:
+            for number, heads in agencies.heads_of(tx, grouped).items():
+                decided[str(number)] = replace(decided[str(number)], heads=heads)
         dates = tx.rows(
             """UPDATE instructions i SET state = 'SENDING', block = coalesce(i.block, k.block),
                       payment_date = coalesce(i.payment_date, (clock_timestamp() AT TIME ZONE e.time_zone)::date)
@@ -242,10 +251,10 @@ class Dispatch(_Call):
     def _decide(self, claim: Claim, row: Any) -> Any:
         if row.state not in ("WAITING", "SENDING"):
             return Void("NOT_NEEDED", f"the instruction is {row.state}")
-        payer = self._payer(row) if row.bank else Later(_HOLD_SECONDS, "NOT_BLOCKED")
+        payer = self._payer(claim, row) if row.bank else Later(_HOLD_SECONDS, "NOT_BLOCKED")
         if isinstance(payer, Later):
             return payer
-        bank, account = payer
+        bank, account, code = payer
         if claim.ambiguous and bank.capabilities.dispatch is Repeat.ONCE:
             return _LOST
         if not claim.ambiguous:  # what may have been sent already is finished whatever else was decided since
@@ -258,6 +267,7 @@ class Dispatch(_Call):
         return _Request(
             bank,
             account,
+            code,
             block_reference=row.bank_reference,
             sealed=Sealed(key_id=row.sealed_key, data=row.sealed),
             header=BatchHeader.model_validate_json(row.header),
@@ -281,8 +291,13 @@ class Dispatch(_Call):
         header, sealed = request.header, request.sealed
         assert header is not None
         assert sealed is not None
-        place = ("BatchAddressesResolved", header.envelope_id, header.batch_id, request.part)
-        people = self._sealer.open(sealed, *place)
+        place = (header.envelope_id, header.batch_id, request.part)
+        if request.heads is not None:
+            heads = sorted({request.heads[share.position].head for share in request.payments})
+            called = dict(zip(heads, domain.references(request.incarnation, instruction, heads), strict=True))
+            places = self._sealer.open(sealed, agencies.SEALED_AS, *place)
+            return agencies.bank_list(request.payments, request.heads, places, header, called)
+        people = self._sealer.open(sealed, "BatchAddressesResolved", *place)
         references = domain.references(request.incarnation, instruction, [row.position for row in request.payments])
         programme = domain.swift(header.programme.mnemonic or header.programme.id)
         cycle = domain.swift(header.cycle.mnemonic or header.cycle.id)
@@ -334,9 +349,11 @@ class Dispatch(_Call):
         if value.refused:
             decoded = {domain.decode_reference(reference): (code, text) for reference, code, text in value.refused}
             refused = [
-                (live.pop(key[2]), code, text)
+                (live.pop(position), code, text)
                 for key, (code, text) in decoded.items()
-                if key is not None and key[:2] == (request.incarnation, number) and key[2] in live
+                if key is not None and key[:2] == (request.incarnation, number)
+                for position in request.positions(key[2])
+                if position in live
             ]
             decisions.say_refused(tx, self._outbox, number, refused, cause)
             store.refuse_payments(
@@ -378,7 +395,7 @@ class Release(_Call):
         decided: dict[str, Any] = {}
         for row in rows:
             claim = next(claim for claim in claims if int(claim.subject) == row.release_id)
-            payer = self._payer(row)
+            payer = self._payer(claim, row)
             if row.state not in ("PENDING", "SENDING"):
                 decided[claim.subject] = Void("NOT_NEEDED", "the release is decided")
             elif isinstance(payer, Later):

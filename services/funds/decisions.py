@@ -529,7 +529,8 @@ def end_block(tx: Tx, settings: Settings, outbox: Outbox, envelope_id: UUID, blo
         reference=reference,
     )
     tx.run("UPDATE envelopes SET funds = 'BLOCKED' WHERE envelope_id = %(id)s", id=envelope_id)
-    store.pay_repayments(tx, settings.incarnation, envelope_id, block)
+    if numbers := store.pay_repayments(tx, settings.incarnation, envelope_id, block):
+        say_disputed(tx, outbox, store.hold_disputed(tx, store.disputed_of(tx, numbers)), cause)
     body = funds.FundsBlocked(
         header=EnvelopeHeader.model_validate_json(row.header),
         block=block,
@@ -703,6 +704,21 @@ def say_refused(tx: Tx, outbox: Outbox, number: int, refused: Sequence[tuple[Any
     ]
     body = funds.PaymentsRefused(header=header, instruction=number, items=items, **totals(items))
     outbox.append(tx, [outgoing(body, header.batch_id, cause, number, *(sorted(item.disbursement_id for item in items)))])
+
+
+def say_disputed(tx: Tx, outbox: Outbox, held: Sequence[Any], cause: Cause) -> None:
+    """PaymentsHeld for those whom an open exception names, of each instruction they were to be paid by."""
+    grouped = defaultdict(list)
+    for row in held:
+        reason = AmountWithReason(disbursement_id=row.disbursement_id, amount_minor=row.amount_minor, reason="OPEN_EXCEPTION")
+        grouped[row.instruction, row.batch_id].append(reason)
+    headers = batch_headers(tx, [batch_id for _, batch_id in grouped])
+    events = []
+    for (number, batch_id), items in sorted(grouped.items()):
+        body = funds.PaymentsHeld(header=headers[batch_id], items=items, **totals(items))
+        because = Cause(cause.id, str(headers[batch_id].envelope_id), cause.traceparent)
+        events.append(outgoing(body, batch_id, because, number, *(sorted(item.disbursement_id for item in items))))
+    outbox.append(tx, events)
 
 
 def reason_code(code: str) -> str:

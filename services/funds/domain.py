@@ -117,6 +117,17 @@ def swift_lines(texts: Sequence[str], longest: int = _NARRATIVE_CHARACTERS) -> S
     return [swift(text, longest) for text in texts]
 
 
+MAX_ACCOUNT = 34
+
+
+def usable(account: object) -> bool:
+    """An agency's account that a bank can be told."""
+    if not isinstance(account, Mapping) or not all(isinstance(text, str) and text.isprintable() for text in account.values()):
+        return False
+    number = account.get("account_number", "")
+    return 0 < len(number) <= MAX_ACCOUNT and swift(number, MAX_ACCOUNT) == number
+
+
 # --- What a statement line means ----------------------------------------------------------------------------------------
 
 EXCEPTIONS = (
@@ -145,7 +156,7 @@ class Line(NamedTuple):
 
 
 class Named(NamedTuple):
-    """What the database knows of a payment that a line may name."""
+    """What the database knows of a payment that a line may name; of agency cash also of a single share."""
 
     amount_minor: int
     disbursement_id: str
@@ -153,6 +164,47 @@ class Named(NamedTuple):
     reversal: str | None = None
     held_state: str | None = None  # where the bank has refused it
     cancelled: bool = False  # or released: its money is not there any more
+
+
+class Share(NamedTuple):
+    """A person's part of what goes to an agency as one payment."""
+
+    position: int
+    unsent: bool  # taken out before the list went to the bank
+    named: Named
+
+
+def as_one(shares: Sequence[Share]) -> Named:
+    """A payment to an agency, as a line sees it: what was sent is the sum of its shares, and where a share's money is elsewhere
+    by now, none of it can count."""
+    sent = [share.named for share in sent_of(shares) or shares]
+    states = {one.held_state for one in sent}
+    return Named(
+        sum(one.amount_minor for one in sent),
+        "",
+        debit=next((one.debit for one in sent if one.debit is not None), None),
+        reversal=next((one.reversal for one in sent if one.reversal is not None), None),
+        held_state=next((state for state in ("SUPERSEDED", "PAYING", "HELD") if state in states), None),
+        cancelled=any(one.cancelled for one in sent),
+    )
+
+
+def sent_of(shares: Sequence[Share]) -> list[Share]:
+    return [share for share in shares if not share.unsent]
+
+
+def spread(lines: Iterable[Line], groups: Mapping[tuple[int, int], Sequence[Share]]) -> list[Line]:
+    """A line that counts for a payment to an agency counts for each share that was sent."""
+    found = []
+    for line in lines:
+        shares = groups.get((line.instruction, line.position))
+        if shares is None:
+            found.append(line)
+        else:
+            found += [
+                line._replace(position=share.position, amount_minor=share.named.amount_minor) for share in sent_of(shares)
+            ]
+    return found
 
 
 class PaidFrom(NamedTuple):

@@ -3,19 +3,32 @@ particular (checks, cancellations, releases, settlement) is decided by `advance`
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 from uuid import UUID
 
 from libs.common import jobs, workqueue
 from libs.common.commands import CommandRefused
-from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
-from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, Item, Unresolved, amounts, totals
+from libs.common.contracts import allocation, funds, ingestion, operator, resolution, scheduler
+from libs.common.contracts.base import (
+    CASH,
+    Amount,
+    AmountWithReason,
+    BatchHeader,
+    Item,
+    Sealed,
+    Unresolved,
+    ZonedItem,
+    amounts,
+    totals,
+)
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, Outgoing, outgoing
-from services.funds import decisions, domain, repay, store
+from libs.common.seal import Sealer
+from services.funds import agencies, decisions, domain, repay, store
 from services.funds.config import Settings
 from services.funds.ports import Bank
 
@@ -24,11 +37,27 @@ ADVANCE = "advance"
 STATEMENT = "statement"
 SETTLE_SECONDS = 1.0  # lines come in many chunks, and whoever decides stops those who fold
 
+_Groups = dict[tuple[int, int], list[domain.Share]]  # (instruction, head) -> the shares that are one payment to an agency
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A part of a batch, whichever way its benefit took: who can be paid, and who cannot."""
+
+    cause: Cause
+    header: BatchHeader
+    part: int
+    items: Sequence[Item]
+    unresolved: Sequence[Unresolved]
+    sealed: Sealed  # addresses of people, or of agencies
+    zones: Sequence[allocation.ZoneAllocation] = ()  # of agency cash
+
 
 @dataclass
 class _Intake:
-    """What a run of arriving parts comes to, before it is written."""
+    """What a run of arriving parts comes to, before it is written. All of them have come the same way."""
 
+    grouped: bool
     instructions: list[tuple[UUID, UUID, int, str, str, int, int]] = field(default_factory=list)
     items: list[list[Item]] = field(default_factory=list)  # of each instruction
     held: list[tuple[object, ...]] = field(default_factory=list)
@@ -40,25 +69,42 @@ class _Intake:
     events: list[Outgoing] = field(default_factory=list)
 
 
+def _of_cash(handle: Callable[["Handlers", Tx, Sequence[Event[Any]]], None]) -> Callable[..., None]:
+    """Of goods nothing is to be paid: funds does not know their envelopes."""
+
+    @wraps(handle)
+    def of_cash(self: "Handlers", tx: Tx, events: Sequence[Event[Any]]) -> None:
+        if cash := [event for event in events if event.data.header.benefit_type in CASH]:
+            handle(self, tx, cash)
+
+    return of_cash
+
+
 class Handlers:
-    def __init__(self, settings: Settings, banks: Mapping[str, Bank], outbox: Outbox, tokens: frozenset[str]) -> None:
+    def __init__(
+        self, settings: Settings, banks: Mapping[str, Bank], sealer: Sealer, outbox: Outbox, tokens: frozenset[str]
+    ) -> None:
         self._settings = settings
         self._banks = banks
+        self._sealer = sealer
         self._outbox = outbox
         self._tokens = tokens  # of the sponsors' accounts
 
     # --- envelopes ----------------------------------------------------------------------------------------------------
 
+    @_of_cash
     def on_accepted(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeAccepted]]) -> None:
         _lock(tx, events)
         store.ensure_envelopes(tx, [event.data.header for event in events])
 
+    @_of_cash
     def on_completed(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeCompleted]]) -> None:
         _lock(tx, events)
         store.ensure_envelopes(tx, [event.data.header for event in events])
         store.complete_envelopes(tx, [(e.data.header, e.data.batches, e.data.count, e.data.total_minor) for e in events])
         _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
 
+    @_of_cash
     def on_envelope_cancelling(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeCancelling]]) -> None:
         _lock(tx, events)
         store.ensure_envelopes(tx, [event.data.header for event in events])
@@ -66,6 +112,7 @@ class Handlers:
             store.ask_cancellation(tx, event.data.header.envelope_id, event.data.request_id, event.data.batches, ())
         _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
 
+    @_of_cash
     def on_disbursements_cancelling(self, tx: Tx, events: Sequence[Event[ingestion.DisbursementsCancelling]]) -> None:
         _lock(tx, events)
         store.ensure_envelopes(tx, [event.data.header for event in events])
@@ -98,56 +145,76 @@ class Handlers:
     # --- batches ------------------------------------------------------------------------------------------------------
 
     def on_addresses_resolved(self, tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]]) -> None:
-        """A batch's people arrive: payable ones become an instruction, the others are held, cancelled ones stay cancelled."""
+        """People who are paid themselves."""
         _lock(tx, events)
-        store.ensure_envelopes(tx, [event.data.header for event in events])
-        new = store.take_parts(tx, [(event.data.header.batch_id, event.data.part) for event in events])
-        unique = {(e.data.header.batch_id, e.data.part): e for e in events}
-        fresh = [event for key, event in unique.items() if key in new]
+        found = [(_cause(event), event.data) for event in events]
+        self._arrive(
+            tx,
+            [_Arrival(cause, data.header, data.part, data.items, data.unresolved, data.sealed) for cause, data in found],
+            grouped=False,
+        )
+
+    @_of_cash
+    def on_allocated(self, tx: Tx, events: Sequence[Event[allocation.BatchAllocated]]) -> None:
+        """People whose agency is paid."""
+        arrivals = []
+        for event in events:
+            data = event.data
+            items, held = agencies.payable(data, self._sealer)
+            arrivals.append(_Arrival(_cause(event), data.header, data.part, items, held, data.places, data.zones))
+        _lock(tx, events)
+        self._arrive(tx, arrivals, grouped=True)
+
+    def _arrive(self, tx: Tx, arrivals: Sequence[_Arrival], *, grouped: bool) -> None:
+        """A batch's people arrive: payable ones become an instruction, the others are held, cancelled ones stay cancelled."""
+        store.ensure_envelopes(tx, [arrival.header for arrival in arrivals])
+        new = store.take_parts(tx, [(arrival.header.batch_id, arrival.part) for arrival in arrivals])
+        unique = {(arrival.header.batch_id, arrival.part): arrival for arrival in arrivals}
+        fresh = [arrival for key, arrival in unique.items() if key in new]
         if not fresh:
             return
-        context = store.intake_context(tx, list({event.data.header.envelope_id for event in fresh}))
+        context = store.intake_context(tx, list({arrival.header.envelope_id for arrival in fresh}))
         dead = self._tombstoned(tx, fresh, context)
         # A batch which comes in parts, perhaps out of order: who is in it already?
-        seen = store.seen_before(tx, list({event.data.header.batch_id for event in fresh})) if self._in_parts(tx, fresh) else {}
-        intake = _Intake()
-        for event in fresh:
-            self._sort(event, context[event.data.header.envelope_id], dead, seen, intake)
+        seen = store.seen_before(tx, list({arrival.header.batch_id for arrival in fresh})) if self._in_parts(tx, fresh) else {}
+        intake = _Intake(grouped)
+        for arrival in fresh:
+            self._sort(arrival, context[arrival.header.envelope_id], dead, seen, intake)
         self._write(tx, intake, context)
+        if grouped:
+            agencies.add_zones(tx, {(arrival.header.batch_id, arrival.part): arrival.zones for arrival in fresh})
         _keep_late_addresses(tx, fresh, intake)
-        for event in fresh:
-            envelope = context[event.data.header.envelope_id]
+        for arrival in fresh:
+            envelope = context[arrival.header.envelope_id]
             if envelope.cancelling or intake.cancelled:
-                _make_due(tx, [event.data.header.envelope_id], _cause(event))
+                _make_due(tx, [arrival.header.envelope_id], arrival.cause)
 
-    def _tombstoned(
-        self, tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]], context: Any
-    ) -> dict[UUID, set[str]]:
-        marked = [event.data for event in events if context[event.data.header.envelope_id].has_tombstones]
+    def _tombstoned(self, tx: Tx, arrivals: Sequence[_Arrival], context: Any) -> dict[UUID, set[str]]:
+        marked = [arrival for arrival in arrivals if context[arrival.header.envelope_id].has_tombstones]
         if not marked:
             return {}
-        ids = [item.disbursement_id for data in marked for item in (*data.items, *data.unresolved)]
-        return store.tombstoned(tx, list({data.header.envelope_id for data in marked}), ids)
+        ids = [item.disbursement_id for arrival in marked for item in (*arrival.items, *arrival.unresolved)]
+        return store.tombstoned(tx, list({arrival.header.envelope_id for arrival in marked}), ids)
 
     @staticmethod
-    def _in_parts(tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]]) -> bool:
-        if any(event.data.part > 1 for event in events):
+    def _in_parts(tx: Tx, arrivals: Sequence[_Arrival]) -> bool:
+        if any(arrival.part > 1 for arrival in arrivals):
             return True
         rows = tx.rows(
             "SELECT 1 FROM batches WHERE batch_id = ANY(%(ids)s::uuid[]) LIMIT 1",
-            ids=[event.data.header.batch_id for event in events],
+            ids=[arrival.header.batch_id for arrival in arrivals],
         )
         return bool(rows)
 
     def _sort(
         self,
-        event: Event[resolution.BatchAddressesResolved],
+        arrival: _Arrival,
         envelope: Any,
         dead: dict[UUID, set[str]],
         seen: dict[UUID, dict[str, str]],
         intake: _Intake,
     ) -> None:
-        data, header = event.data, event.data.header
+        header, sealed = arrival.header, arrival.sealed
         envelope_id, batch_id = header.envelope_id, header.batch_id
         in_block = envelope.block is not None
         tombstones = dead.get(envelope_id, set())
@@ -156,9 +223,9 @@ class Handlers:
         cancelled: list[Item] = []
         held: list[AmountWithReason] = []
         new: list[Item] = []  # seen for the first time
-        rest: Sequence[Item] = (*data.items, *data.unresolved)
+        rest: Sequence[Item] = (*arrival.items, *arrival.unresolved)
         if not (before or tombstones or envelope.cancelling):  # as nearly always: whoever is resolved can be paid
-            payable, new, rest = list(data.items), list(data.items), data.unresolved
+            payable, new, rest = list(arrival.items), list(arrival.items), arrival.unresolved
         for item in rest:
             state = before.get(item.disbursement_id)
             resolved = not isinstance(item, Unresolved)
@@ -190,30 +257,32 @@ class Handlers:
         if payable:
             sums = totals(payable)
             intake.instructions.append(
-                (envelope_id, batch_id, data.part, data.sealed.key_id, data.sealed.data, sums["count"], sums["total_minor"])
+                (envelope_id, batch_id, arrival.part, sealed.key_id, sealed.data, sums["count"], sums["total_minor"])
             )
             intake.items.append(payable)
-        cause = _cause(event)
         if held:
             body = funds.PaymentsHeld(header=header, items=held, **totals(held))
-            intake.events.append(outgoing(body, batch_id, cause, batch_id, data.part))
+            intake.events.append(outgoing(body, batch_id, arrival.cause, batch_id, arrival.part))
         if cancelled:
             gone = [Amount(disbursement_id=i.disbursement_id, amount_minor=i.amount_minor) for i in cancelled]
             body_cancelled = funds.PaymentsCancelled(header=header, items=gone, **totals(gone))
-            intake.events.append(outgoing(body_cancelled, batch_id, cause, batch_id, "part", data.part))
+            intake.events.append(outgoing(body_cancelled, batch_id, arrival.cause, batch_id, "part", arrival.part))
 
     def _write(self, tx: Tx, intake: _Intake, context: dict[UUID, Any]) -> None:
         store.add_batches(tx, intake.arrived)
         if intake.instructions:
-            numbers = store.add_instructions(tx, self._settings.incarnation, intake.instructions)
-            store.add_payments(
-                tx,
-                [
-                    (number, position, item.amount_minor, item.disbursement_id, item.beneficiary_id)
-                    for number, items in zip(numbers, intake.items, strict=True)
-                    for position, item in enumerate(items, 1)
-                ],
-            )
+            numbers = store.add_instructions(tx, self._settings.incarnation, intake.instructions, grouped=intake.grouped)
+            if intake.grouped:
+                agencies.add_shares(tx, dict(zip(numbers, intake.items, strict=True)))
+            else:
+                store.add_payments(
+                    tx,
+                    [
+                        (number, position, item.amount_minor, item.disbursement_id, item.beneficiary_id)
+                        for number, items in zip(numbers, intake.items, strict=True)
+                        for position, item in enumerate(items, 1)
+                    ],
+                )
             ready = [
                 (str(number), row[0])
                 for number, row in zip(numbers, intake.instructions, strict=True)
@@ -279,15 +348,35 @@ class Handlers:
         mine = [line for line, incarnation in lines if (line.instruction, incarnation) in issued]
         strange += [line for line, incarnation in lines if (line.instruction, incarnation) not in issued]
         early = store.with_early_reversals(tx, named)
-        payments = store.payments_named(tx, mine, instructions, early)
+        payments, groups = _known(tx, mine, instructions, early)
         # Sent anew, and yet the first one was made: what is not on its way yet is taken back, then the first one counts.
-        anew = [key for key in _debited_keys(mine, payments) if payments[key].held_state == "PAYING"]
-        retired = store.supersede(tx, anew) if anew else set()
         lists = {n: domain.PaidFrom(row.currency, row.live_block is not None) for n, row in instructions.items()}
+        anew = [
+            key
+            for key in _debited_keys(mine, payments)
+            if payments[key].held_state == "PAYING"
+            and not payments[key].cancelled
+            and lists[key[0]] == domain.PaidFrom(data.currency, blocked=True)
+        ]
+        retired = _take_back(tx, anew, groups) if anew else set()
         result = domain.reconcile(mine, data.currency, payments, lists, retired)
+        if doubted := [line for line, reason in result.exceptions if line.mark == "D" and reason != "UNKNOWN_REFERENCE"]:
+            self._hold_disputed(tx, event, doubted, groups)
         result.exceptions += [(line, "UNKNOWN_REFERENCE") for line in strange]
+        if groups:
+            result.debits, result.reversals = domain.spread(result.debits, groups), domain.spread(result.reversals, groups)
+            payments |= {(key[0], share.position): share.named for key, shares in groups.items() for share in shares}
         self._store_facts(tx, event, result, instructions, payments, early)
         self._store_exceptions(tx, data, result.exceptions)
+
+    def _hold_disputed(
+        self, tx: Tx, event: Event[ingestion.StatementLines], lines: Sequence[domain.Line], groups: _Groups
+    ) -> None:
+        """A debit that cannot count may have paid somebody all the same: what is to be paid to them anew and is not on its way yet
+        is held until an operator has settled the exception."""
+        found = store.successors(tx, [key for line in lines for key in _shares(groups, (line.instruction, line.position))])
+        held = store.hold_disputed(tx, [(one.instruction, one.position) for one in found if one.held_id is None])
+        decisions.say_disputed(tx, self._outbox, held, Cause(event.id, event.correlation_id, event.traceparent))
 
     @staticmethod
     def _store_exceptions(tx: Tx, data: ingestion.StatementLines, found: Sequence[tuple[domain.Line, str]]) -> None:
@@ -397,7 +486,7 @@ class Handlers:
         """One member of an atomic list was paid, so all were: nobody of it is held, or sent anew if it is not too late."""
         refused = store.refused_of(tx, number)
         anew = [(row.instruction, row.position) for row in refused if row.state == "PAYING"]
-        retired = store.supersede(tx, anew) if anew else set()
+        retired = store.take_back(tx, store.successors(tx, anew)) if anew else set()
         store.end_refusals(tx, [(r.instruction, r.position) for r in refused if r.state == "HELD"] + sorted(retired))
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -411,13 +500,14 @@ class Handlers:
         return decisions.release_held(tx, self._banks, envelope_id, "OPERATOR", _because(event, envelope_id))
 
     def retry_held(self, tx: Tx, event: Event[operator.RetryHeld]) -> int:
-        """Those whom the bank has definitely refused are paid anew, in instructions of their own."""
+        """Those whom the bank has definitely refused are paid anew, in instructions of their own; nobody whom an open exception names."""
         data = event.data
         tx.lock_exclusive([lock_key("funds", data.envelope_id)])
         rows = tx.rows(
             """SELECT h.held_id, h.instruction FROM held h JOIN envelopes e ON e.envelope_id = h.envelope_id
                WHERE h.envelope_id = %(id)s AND h.state = 'HELD' AND h.instruction IS NOT NULL
                  AND e.funds = 'BLOCKED' AND NOT e.cancelling
+                 AND h.disbursement_id NOT IN (SELECT disbursement_id FROM disputed WHERE envelope_id = %(id)s)
                  AND (cardinality(%(ids)s::text[]) = 0 OR h.disbursement_id = ANY(%(ids)s::text[]))
                  AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = h.envelope_id
                                      AND t.disbursement_id = h.disbursement_id)""",
@@ -449,6 +539,39 @@ def _decoded(data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, in
             found = domain.Line(line.line, line.mark, line.amount_minor, instruction, position, line.bank_reference)
             ours.append((found, incarnation))
     return ours, strange
+
+
+def _known(
+    tx: Tx, lines: Sequence[domain.Line], instructions: dict[int, Any], early: set[int]
+) -> tuple[dict[tuple[int, int], domain.Named], _Groups]:
+    """What lines name: payments, and of agency cash the groups of shares that are one payment."""
+    grouped = {number for number, row in instructions.items() if row.grouped}
+    if not grouped:
+        return store.payments_named(tx, lines, instructions, early), {}
+    groups = agencies.groups_named(tx, [line for line in lines if line.instruction in grouped])
+    alone = {number: row for number, row in instructions.items() if number not in grouped}
+    payments = store.payments_named(tx, [line for line in lines if line.instruction in alone], alone, early)
+    return payments | {key: domain.as_one(shares) for key, shares in groups.items()}, groups
+
+
+def _shares(groups: _Groups, key: tuple[int, int]) -> list[tuple[int, int]]:
+    """A payment, or the shares of one."""
+    return [(key[0], share.position) for share in groups[key]] if key in groups else [key]
+
+
+def _take_back(tx: Tx, keys: Sequence[tuple[int, int]], groups: _Groups) -> set[tuple[int, int]]:
+    """Of payments which were sent anew: those that may count, because nothing of what was made of them is on its way. Of a payment
+    to an agency that means all of its shares."""
+    paying = {key: [key] for key in keys}
+    for key in groups.keys() & paying.keys():
+        sent = domain.sent_of(groups[key])
+        paying[key] = [(key[0], share.position) for share in sent if share.named.held_state == "PAYING"]
+    found = store.successors(tx, [one for ones in paying.values() for one in ones])
+    possible = {one.old for one in found}
+    whole = {key for key, ones in paying.items() if possible.issuperset(ones)}
+    chosen = {one for key in whole for one in paying[key]}
+    store.take_back(tx, [one for one in found if one.old in chosen])
+    return whole
 
 
 def _debited_keys(lines: Sequence[domain.Line], payments: Mapping[tuple[int, int], domain.Named]) -> list[tuple[int, int]]:
@@ -484,9 +607,9 @@ def _payments(
     return events
 
 
-def _keep_late_addresses(tx: Tx, events: Sequence[Event[resolution.BatchAddressesResolved]], intake: _Intake) -> None:
+def _keep_late_addresses(tx: Tx, arrivals: Sequence[_Arrival], intake: _Intake) -> None:
     """Whoever is resolved in a later part and not paid by it: paid already, or their money was given back."""
-    later = [event.data for event in events if event.data.part > 1]
+    later = [arrival for arrival in arrivals if arrival.part > 1]
     if not later:
         return
     payable = {
@@ -495,13 +618,17 @@ def _keep_late_addresses(tx: Tx, events: Sequence[Event[resolution.BatchAddresse
         for item in items
     }
     rows = []
-    for data in later:
-        place = (data.header.batch_id, data.part)
-        ids = [one.disbursement_id for one in data.items if (*place, one.disbursement_id) not in payable]
-        if ids:
-            rows.append((data.header.envelope_id, *place, data.sealed.key_id, data.sealed.data, ids))
+    for arrival in later:
+        place, sealed = (arrival.header.batch_id, arrival.part), arrival.sealed
+        people = [
+            (one.disbursement_id, one.zone if isinstance(one, ZonedItem) else None)
+            for one in arrival.items
+            if (*place, one.disbursement_id) not in payable
+        ]
+        if people:
+            rows.append((arrival.header.envelope_id, *place, sealed.key_id, sealed.data, people))
     if rows:
-        store.keep_late_addresses(tx, rows)
+        store.keep_late_addresses(tx, rows, grouped=intake.grouped)
 
 
 def _lock(tx: Tx, events: Sequence[Event[Any]]) -> None:

@@ -5,7 +5,7 @@ statement again changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -14,7 +14,7 @@ from libs.common.commands import CommandRefused
 from libs.common.contracts import operator, scheduler
 from libs.common.db import Tx, lock_key_text
 from libs.common.envelope import Cause, Event
-from libs.common.workqueue import Answer, Claim, Done, NotSent, Settled, Void
+from libs.common.workqueue import Answer, Claim, Done, NotSent, Settled, Void, not_now
 from services.funds.config import Settings
 from services.funds.ports import Account, Bank, Refused
 
@@ -26,6 +26,11 @@ def ask(tx: Tx, sponsors: Sequence[str], cause: Cause) -> None:
     """Once for each sponsor and cause."""
     keys = [lock_key_text(f"funds/{KIND}/{name}") for name in sponsors]
     workqueue.enqueue(tx, KIND, [f"{name}@{cause.id}" for name in sponsors], keys, [cause] * len(sponsors))
+
+
+class _Order(NamedTuple):
+    counterpart: str  # the bank's code
+    account: Account
 
 
 class Orders:
@@ -58,11 +63,17 @@ class Orders:
         return list({(self._sponsors[name].bank, self._sponsors[name].account): name for name in sorted(names)}.values())
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
-        gone = Void("NO_SPONSOR", "this sponsor is configured no more")
-        return {claim.subject: self._sponsors.get(claim.subject.rpartition("@")[0]) or gone for claim in claims}
+        decided: dict[str, Any] = {}
+        for claim in claims:
+            sponsor = self._sponsors.get(claim.subject.rpartition("@")[0])
+            if sponsor is None:
+                decided[claim.subject] = Void("NO_SPONSOR", "this sponsor is configured no more")
+            else:
+                decided[claim.subject] = not_now(claim, sponsor.bank) or _Order(sponsor.bank, Account(sponsor.account, ""))
+        return decided
 
-    async def call(self, client: httpx.AsyncClient, claim: Claim, request: Any) -> Answer:
-        answer = await self._banks[request.bank].order_statement(client, claim, Account(request.account, ""))
+    async def call(self, client: httpx.AsyncClient, claim: Claim, request: _Order) -> Answer:
+        answer = await self._banks[request.counterpart].order_statement(client, claim, request.account)
         if isinstance(answer, Done) and isinstance(answer.value, Refused):
             return NotSent(answer.value.code, answer.value.message)  # listed among the failures, where somebody sees it
         return answer

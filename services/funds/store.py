@@ -134,11 +134,15 @@ def tombstoned(tx: Tx, envelope_ids: Sequence[UUID], disbursement_ids: Sequence[
 def seen_before(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, dict[str, str]]:
     """batch -> disbursement -> 'PAYMENT', 'CANCELLED' or the state of its hold, of batches that have come in parts.
 
-    Whose money lies in a further block waits for a command: a part is paid from the envelope's own."""
+    Whose money lies in a further block waits for a command: a part is paid from the envelope's own. So does whom an open
+    exception names."""
     rows = tx.rows(
-        """SELECT h.batch_id, h.disbursement_id, CASE WHEN h.state = 'HELD' AND k.further THEN 'FURTHER' ELSE h.state END AS state
+        """SELECT h.batch_id, h.disbursement_id, CASE WHEN h.state = 'HELD' AND (k.further OR d.disbursement_id IS NOT NULL)
+               THEN 'WAITS' ELSE h.state END AS state
            FROM held h LEFT JOIN instructions i USING (instruction)
            LEFT JOIN blocks k ON k.envelope_id = h.envelope_id AND k.block = i.block
+           LEFT JOIN (SELECT DISTINCT batch_id, disbursement_id FROM disputed WHERE batch_id = ANY(%(ids)s::uuid[])) AS d
+               ON d.batch_id = h.batch_id AND d.disbursement_id = h.disbursement_id
            WHERE h.batch_id = ANY(%(ids)s::uuid[]) AND NOT h.repaid
            UNION ALL SELECT batch_id, disbursement_id, 'CANCELLED' FROM cancelled WHERE batch_id = ANY(%(ids)s::uuid[])
            UNION ALL SELECT i.batch_id, p.disbursement_id, 'PAYMENT' FROM payments p JOIN instructions i USING (instruction)
@@ -172,16 +176,19 @@ def add_batches(tx: Tx, arrived: Mapping[UUID, tuple[BatchHeader, int, int]]) ->
     )
 
 
-def add_instructions(tx: Tx, incarnation: int, rows: Sequence[tuple[UUID, UUID, int, str, str, int, int]]) -> list[int]:
+def add_instructions(
+    tx: Tx, incarnation: int, rows: Sequence[tuple[UUID, UUID, int, str, str, int, int]], *, grouped: bool
+) -> list[int]:
     """(envelope, batch, part, seal key, sealed, count, total) -> instruction numbers, in the same order."""
     found = tx.rows(
-        """INSERT INTO instructions (envelope_id, batch_id, part, incarnation, sealed_key, sealed, count, total_minor)
-           SELECT envelope_id, batch_id, part, %(incarnation)s, seal_key, sealed, count, total
+        """INSERT INTO instructions (envelope_id, batch_id, part, incarnation, sealed_key, sealed, count, total_minor, grouped)
+           SELECT envelope_id, batch_id, part, %(incarnation)s, seal_key, sealed, count, total, %(grouped)s
            FROM unnest(%(envelopes)s::uuid[], %(batches)s::uuid[], %(parts)s::int[], %(keys)s::text[], %(sealed)s::text[],
                        %(counts)s::int[], %(totals)s::bigint[]) WITH ORDINALITY
                 AS i (envelope_id, batch_id, part, seal_key, sealed, count, total, n) ORDER BY n
            RETURNING instruction, batch_id, part""",
         incarnation=incarnation,
+        grouped=grouped,
         envelopes=[row[0] for row in rows],
         batches=[row[1] for row in rows],
         parts=[row[2] for row in rows],
@@ -295,7 +302,7 @@ def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, An
     """The instructions, locked in order: their counters are about to change."""
     rows = tx.rows(
         """SELECT i.instruction, i.incarnation, i.state, i.batch_id, i.envelope_id, i.count, i.cancelled_count, i.refused_count,
-                  i.debited_count, b.header, e.currency, e.lock_key, k.bank, k.block AS live_block
+                  i.debited_count, i.grouped, b.header, e.currency, e.lock_key, k.bank, k.block AS live_block
            FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
            LEFT JOIN blocks k ON k.envelope_id = i.envelope_id
                 AND (k.block = i.block OR i.block IS NULL AND k.state = 'BLOCKED' AND NOT k.further)
@@ -401,8 +408,10 @@ def end_early_reversals(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[in
                DELETE FROM early_reversals e USING unnest(%(i)s::bigint[], %(p)s::smallint[]) AS d (instruction, position)
                WHERE e.instruction = d.instruction AND e.position = d.position RETURNING e.instruction, e.position),
            closed AS (
-               UPDATE exceptions x SET state = 'CLOSED', detail = 'its debit has come' FROM gone g
-               WHERE x.instruction = g.instruction AND x.position = g.position AND x.reason = 'REVERSAL_WITHOUT_DEBIT')
+               UPDATE exceptions x SET state = 'CLOSED', detail = 'its debit has come' FROM gone g JOIN payments p
+                   ON p.instruction = g.instruction AND p.position = g.position
+               WHERE x.instruction = g.instruction AND x.position = coalesce(p.head, g.position)
+                 AND x.reason = 'REVERSAL_WITHOUT_DEBIT')
            SELECT instruction, position FROM gone""",
         i=[key[0] for key in keys],
         p=[key[1] for key in keys],
@@ -434,9 +443,17 @@ def refused_of(tx: Tx, instruction: int) -> list[Any]:
     )
 
 
-def supersede(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Refused payments were sent anew, and now it turns out that the bank made them the first time. Whatever of the new ones
-    is certainly not sent is taken back; returns the payments for which that was possible."""
+class Successor(NamedTuple):
+    """A payment anew of the same disbursement that is certainly not sent: waiting, or held because the bank refused it too."""
+
+    old: tuple[int, int]
+    instruction: int
+    position: int
+    held_id: int | None
+
+
+def successors(tx: Tx, keys: Sequence[tuple[int, int]]) -> list[Successor]:
+    """What was made of these payments and can be taken back; locks the instructions it is in."""
     rows = tx.rows(
         """SELECT o.instruction AS old_instruction, o.position AS old_position, n.instruction, q.position, n.state, h.held_id,
                   h.state AS held_state, c.disbursement_id IS NOT NULL AS cancelled
@@ -451,30 +468,67 @@ def supersede(tx: Tx, keys: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
         i=[key[0] for key in keys],
         p=[key[1] for key in keys],
     )
-    waiting = [row for row in rows if row.state == "WAITING" and row.held_id is None and not row.cancelled]
-    again_held = [row for row in rows if row.held_state == "HELD"]
-    tx.run("UPDATE held SET state = 'SUPERSEDED' WHERE held_id = ANY(%(ids)s::bigint[])", ids=[r.held_id for r in again_held])
-    tx.run(
+    return [
+        Successor((row.old_instruction, row.old_position), row.instruction, row.position, row.held_id)
+        for row in rows
+        if row.held_state == "HELD" or (row.state == "WAITING" and row.held_id is None and not row.cancelled)
+    ]
+
+
+def take_back(tx: Tx, found: Sequence[Successor]) -> set[tuple[int, int]]:
+    """It turned out that the bank made the first payment: these are not to be made. Returns which payments they followed."""
+    again_held = [one.held_id for one in found if one.held_id is not None]
+    tx.run("UPDATE held SET state = 'SUPERSEDED' WHERE held_id = ANY(%(ids)s::bigint[])", ids=again_held)
+    waiting = {(one.instruction, one.position) for one in found if one.held_id is None}
+    _take_out(tx, sorted(waiting), "SUPERSEDED", "SUPERSEDED")
+    return {one.old for one in found}
+
+
+def hold_disputed(tx: Tx, keys: Iterable[tuple[int, int]]) -> list[Any]:
+    """Payments which wait to be sent, and of whom an exception says that the bank may have paid them: held until an operator has
+    settled it. Returns them."""
+    return _take_out(tx, sorted(set(keys)), "OPEN_EXCEPTION", "HELD")
+
+
+def disputed_of(tx: Tx, instructions: Sequence[int]) -> list[tuple[int, int]]:
+    """The payments of new instructions to people whom an open exception names: it came while their money was being reserved."""
+    rows = tx.tuples(
+        """SELECT p.instruction, p.position FROM instructions i JOIN payments p USING (instruction)
+           WHERE i.instruction = ANY(%(ids)s::bigint[]) AND p.disbursement_id IN (
+               SELECT d.disbursement_id FROM disputed d WHERE d.envelope_id = i.envelope_id)""",
+        ids=list(instructions),
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def _take_out(tx: Tx, keys: Sequence[tuple[int, int]], reason: str, state: str) -> list[Any]:
+    """Payments leave instructions that wait. Guard: the caller has the instructions locked."""
+    if not keys:
+        return []
+    return tx.rows(
         """WITH gone AS (
                INSERT INTO held (envelope_id, batch_id, disbursement_id, beneficiary_id, amount_minor, reason, instruction,
                                  position, state)
-               SELECT n.envelope_id, n.batch_id, q.disbursement_id, q.beneficiary_id, q.amount_minor, 'SUPERSEDED',
-                      q.instruction, q.position, 'SUPERSEDED'
+               SELECT n.envelope_id, n.batch_id, q.disbursement_id, q.beneficiary_id, q.amount_minor, %(reason)s,
+                      q.instruction, q.position, %(state)s
                FROM unnest(%(i)s::bigint[], %(p)s::smallint[]) AS k (instruction, position)
                JOIN payments q ON q.instruction = k.instruction AND q.position = k.position
                JOIN instructions n ON n.instruction = q.instruction
-               RETURNING instruction, amount_minor),
+               RETURNING batch_id, disbursement_id, instruction, amount_minor),
            sums AS (SELECT instruction, count(*) AS n, sum(amount_minor) AS total FROM gone GROUP BY instruction),
            counted AS (
                UPDATE instructions i SET refused_count = refused_count + n, refused_minor = refused_minor + total,
                       state = CASE WHEN cancelled_count + refused_count + n = count THEN 'VOID' ELSE state END
-               FROM sums WHERE i.instruction = sums.instruction RETURNING i.instruction, i.state)
-           UPDATE work w SET state = 'VOID', code = 'SUPERSEDED', lease_token = NULL, leased_until = NULL FROM counted
-           WHERE counted.state = 'VOID' AND w.kind = 'dispatch' AND w.subject = counted.instruction::text""",
-        i=[row.instruction for row in waiting],
-        p=[row.position for row in waiting],
+               FROM sums WHERE i.instruction = sums.instruction RETURNING i.instruction, i.state),
+           ended AS (
+               UPDATE work w SET state = 'VOID', code = %(reason)s, lease_token = NULL, leased_until = NULL FROM counted
+               WHERE counted.state = 'VOID' AND w.kind = 'dispatch' AND w.subject = counted.instruction::text)
+           SELECT * FROM gone""",
+        i=[key[0] for key in keys],
+        p=[key[1] for key in keys],
+        reason=reason,
+        state=state,
     )
-    return {(row.old_instruction, row.old_position) for row in (*waiting, *again_held)}
 
 
 def add_exceptions(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
@@ -522,24 +576,34 @@ def payments_of(tx: Tx, instructions: Sequence[int]) -> list[LivePayment]:
 
 
 # Payments of people who had one before: `anew` becomes instructions, one for each part of a batch and block, with that part's seal.
+# Shares of agency cash (`zone` of their part) stay together.
 _ANEW = """
     numbered AS (
         SELECT envelope_id, batch_id, part, block, count(*) AS n, sum(amount_minor) AS total,
                nextval(pg_get_serial_sequence('instructions', 'instruction')) AS number
         FROM anew GROUP BY envelope_id, batch_id, part, block),
     added AS (
-        INSERT INTO instructions (instruction, envelope_id, batch_id, part, incarnation, sealed_key, sealed, block, count, total_minor)
+        INSERT INTO instructions (instruction, envelope_id, batch_id, part, incarnation, sealed_key, sealed, grouped, block, count,
+                                  total_minor)
         OVERRIDING SYSTEM VALUE
-        SELECT number, envelope_id, batch_id, part, %(incarnation)s, s.sealed_key, s.sealed, block, n, total
+        SELECT number, envelope_id, batch_id, part, %(incarnation)s, s.sealed_key, s.sealed, s.grouped, block, n, total
         FROM numbered m CROSS JOIN LATERAL (
-            SELECT sealed_key, sealed FROM instructions x WHERE x.batch_id = m.batch_id AND x.part = m.part
-            UNION ALL SELECT sealed_key, sealed FROM late_parts y WHERE y.batch_id = m.batch_id AND y.part = m.part LIMIT 1) AS s
+            SELECT sealed_key, sealed, grouped FROM instructions x WHERE x.batch_id = m.batch_id AND x.part = m.part
+            UNION ALL SELECT sealed_key, sealed, grouped FROM late_parts y WHERE y.batch_id = m.batch_id AND y.part = m.part
+            LIMIT 1) AS s
         RETURNING instruction),
+    placed AS (
+        SELECT number, row_number() OVER (PARTITION BY number ORDER BY disbursement_id) AS position, amount_minor,
+               disbursement_id, beneficiary_id, zone
+        FROM anew a JOIN numbered m ON m.batch_id = a.batch_id AND m.part = a.part AND m.block IS NOT DISTINCT FROM a.block),
     paid AS (
-        INSERT INTO payments (instruction, position, amount_minor, disbursement_id, beneficiary_id)
-        SELECT number, row_number() OVER (PARTITION BY number ORDER BY disbursement_id), amount_minor, disbursement_id,
-               beneficiary_id
-        FROM anew a JOIN numbered m ON m.batch_id = a.batch_id AND m.part = a.part AND m.block IS NOT DISTINCT FROM a.block)
+        INSERT INTO payments (instruction, position, amount_minor, disbursement_id, beneficiary_id, head)
+        SELECT number, position, amount_minor, disbursement_id, beneficiary_id,
+               CASE WHEN zone IS NOT NULL THEN min(position) OVER (PARTITION BY number, zone) END
+        FROM placed),
+    headed AS (
+        INSERT INTO heads (instruction, head, zone)
+        SELECT number, min(position), zone FROM placed WHERE zone IS NOT NULL GROUP BY number, zone)
     SELECT instruction FROM added ORDER BY instruction"""
 
 
@@ -548,12 +612,17 @@ def pay_refused_anew(tx: Tx, incarnation: int, held_ids: Sequence[int]) -> list[
     rows = tx.rows(
         f"""WITH chosen AS (
                 UPDATE held SET state = 'PAYING' WHERE held_id = ANY(%(ids)s::bigint[])
-                RETURNING envelope_id, instruction, amount_minor, disbursement_id, beneficiary_id),
+                RETURNING envelope_id, instruction, position, amount_minor, disbursement_id, beneficiary_id),
             anew AS (
                 SELECT c.envelope_id, i.batch_id, i.block, c.amount_minor, c.disbursement_id, c.beneficiary_id,
-                       greatest(i.part, (SELECT max(part) FROM late_addresses l WHERE l.envelope_id = c.envelope_id
-                                                                       AND l.disbursement_id = c.disbursement_id)) AS part
-                FROM chosen c JOIN instructions i USING (instruction)), {_ANEW}""",
+                       coalesce(late.part, i.part) AS part, CASE WHEN late.part IS NULL THEN g.zone ELSE late.zone END AS zone
+                FROM chosen c JOIN instructions i USING (instruction)
+                JOIN payments p ON p.instruction = c.instruction AND p.position = c.position
+                LEFT JOIN heads g ON g.instruction = p.instruction AND g.head = p.head
+                LEFT JOIN LATERAL (
+                    SELECT l.part, l.zone FROM late_addresses l
+                    WHERE l.envelope_id = c.envelope_id AND l.disbursement_id = c.disbursement_id AND l.part > i.part
+                    ORDER BY l.part DESC LIMIT 1) AS late ON true), {_ANEW}""",
         ids=list(held_ids),
         incarnation=incarnation,
     )
@@ -602,24 +671,30 @@ def refuse_payments(tx: Tx, instruction: int, rows: Sequence[tuple[int, str, str
 # --- Paying again -----------------------------------------------------------------------------------------------------
 
 
-def keep_late_addresses(tx: Tx, rows: Sequence[tuple[UUID, UUID, int, str, str, Sequence[str]]]) -> None:
-    """(envelope, batch, part, seal key, sealed, disbursements): people who could not be paid when their address came."""
+def keep_late_addresses(
+    tx: Tx, rows: Sequence[tuple[UUID, UUID, int, str, str, Sequence[tuple[str, int | None]]]], *, grouped: bool
+) -> None:
+    """(envelope, batch, part, seal key, sealed, (disbursement, zone) each): people who could not be paid when their address came;
+    of agency cash, their agency's."""
     tx.run(
-        """INSERT INTO late_parts (batch_id, part, sealed_key, sealed)
-           SELECT * FROM unnest(%(batches)s::uuid[], %(parts)s::int[], %(keys)s::text[], %(sealed)s::text[])
+        """INSERT INTO late_parts (batch_id, part, sealed_key, sealed, grouped)
+           SELECT *, %(grouped)s FROM unnest(%(batches)s::uuid[], %(parts)s::int[], %(keys)s::text[], %(sealed)s::text[])
            ON CONFLICT DO NOTHING""",
+        grouped=grouped,
         batches=[row[1] for row in rows],
         parts=[row[2] for row in rows],
         keys=[row[3] for row in rows],
         sealed=[row[4] for row in rows],
     )
-    people = [(row[0], row[2], disbursement_id) for row in rows for disbursement_id in row[5]]
+    people = [(row[0], row[2], *person) for row in rows for person in row[5]]
     tx.run(
-        """INSERT INTO late_addresses (envelope_id, part, disbursement_id)
-           SELECT * FROM unnest(%(envelopes)s::uuid[], %(parts)s::int[], %(ids)s::text[]) ON CONFLICT DO NOTHING""",
+        """INSERT INTO late_addresses (envelope_id, part, disbursement_id, zone)
+           SELECT * FROM unnest(%(envelopes)s::uuid[], %(parts)s::int[], %(ids)s::text[], %(zones)s::int[])
+           ON CONFLICT DO NOTHING""",
         envelopes=[person[0] for person in people],
         parts=[person[1] for person in people],
         ids=[person[2] for person in people],
+        zones=[person[3] for person in people],
     )
 
 
@@ -630,7 +705,8 @@ def standing(tx: Tx, envelope_id: UUID, disbursement_ids: Sequence[str]) -> list
     return tx.rows(
         """WITH paid AS MATERIALIZED (
                SELECT p.*, i.part FROM ops_payments p JOIN instructions i USING (instruction)
-               WHERE p.envelope_id = %(envelope)s AND p.disbursement_id = ANY(%(ids)s::text[]))
+               WHERE p.envelope_id = %(envelope)s AND p.disbursement_id = ANY(%(ids)s::text[])),
+           doubt AS MATERIALIZED (SELECT disbursement_id FROM disputed WHERE envelope_id = %(envelope)s)
            SELECT asked.id,
                EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = %(envelope)s AND t.disbursement_id = asked.id)
                    OR EXISTS (SELECT 1 FROM cancelled c WHERE c.envelope_id = %(envelope)s AND c.disbursement_id = asked.id)
@@ -640,8 +716,7 @@ def standing(tx: Tx, envelope_id: UUID, disbursement_ids: Sequence[str]) -> list
                (SELECT p.state FROM paid p WHERE p.disbursement_id = asked.id
                     AND p.state IN ('WAITING', 'IN_FLIGHT', 'UNKNOWN', 'OUTSTANDING', 'CONFIRMED')
                 ORDER BY p.instruction DESC LIMIT 1) AS live,
-               EXISTS (SELECT 1 FROM paid p JOIN exceptions x USING (instruction, position)
-                       WHERE p.disbursement_id = asked.id AND x.state = 'OPEN') AS disputed,
+               asked.id IN (SELECT disbursement_id FROM doubt) AS disputed,
                h.held_id, h.state AS held_state, h.instruction IS NOT NULL AS refused, late.part AS late_part,
                back.instruction AS reversed, back.position, coalesce(h.batch_id, back.batch_id) AS batch_id,
                coalesce(h.beneficiary_id, back.beneficiary_id) AS beneficiary_id,
@@ -697,9 +772,17 @@ def add_repayments(tx: Tx, envelope_id: UUID, block: int, rows: Sequence[Any]) -
 def pay_repayments(tx: Tx, incarnation: int, envelope_id: UUID, block: int) -> list[int]:
     """What was asked for is payable from its block now; returns the new instructions. Guard: only what is not cancelled."""
     rows = tx.rows(
-        f"""WITH anew AS (
+        f"""WITH chosen AS (
                 UPDATE repayments SET state = 'PAYING' WHERE envelope_id = %(id)s AND block = %(block)s AND state = 'ASKED'
-                RETURNING envelope_id, batch_id, part, block, amount_minor, disbursement_id, beneficiary_id, held_id),
+                RETURNING *),
+            anew AS (
+                SELECT c.envelope_id, c.batch_id, c.part, c.block, c.amount_minor, c.disbursement_id, c.beneficiary_id, c.held_id,
+                       CASE WHEN l.part IS NULL THEN g.zone ELSE l.zone END AS zone
+                FROM chosen c
+                LEFT JOIN late_addresses l ON l.envelope_id = c.envelope_id AND l.disbursement_id = c.disbursement_id
+                    AND l.part = c.part
+                LEFT JOIN payments p ON p.instruction = c.instruction AND p.position = c.position
+                LEFT JOIN heads g ON g.instruction = p.instruction AND g.head = p.head),
             back AS (UPDATE held h SET repaid = true FROM anew WHERE h.held_id = anew.held_id), {_ANEW}""",
         id=envelope_id,
         block=block,

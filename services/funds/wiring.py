@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from libs.common.commands import audited
 from libs.common.config import ServiceSettings
 from libs.common.consumer import Routes
-from libs.common.contracts import ingestion, operator, resolution, scheduler
+from libs.common.contracts import allocation, ingestion, operator, resolution, scheduler
 from libs.common.db import Database, Tx
 from libs.common.envelope import Event
 from libs.common.jobs import Job
@@ -32,7 +32,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
     outbox = Outbox("funds")
     banks: dict[str, Bank] = {code: ADAPTERS[bank.adapter](bank.url) for code, bank in settings.banks.items()}
     tokens = frozenset(sealer.token(sponsor.account) for sponsor in settings.sponsors.values())
-    handlers = Handlers(settings, banks, outbox, tokens)
+    handlers = Handlers(settings, banks, sealer, outbox, tokens)
     decisions = Decisions(settings, banks, sealer, outbox)
     calls = [kind(settings, banks, sealer, outbox) for kind in (Check, Block, Dispatch, Release)]
     orders = Orders(settings, banks)
@@ -50,6 +50,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 (envelopes, ingestion.EnvelopeCancelling): handlers.on_envelope_cancelling,
                 (envelopes, ingestion.DisbursementsCancelling): handlers.on_disbursements_cancelling,
                 ("resolution.batches.v1", resolution.BatchAddressesResolved): handlers.on_addresses_resolved,
+                ("allocation.batches.v1", allocation.BatchAllocated): handlers.on_allocated,
                 (statements, ingestion.StatementOpened): handlers.on_statement_opened,
                 (statements, ingestion.StatementLines): handlers.on_statement_lines,
                 ("scheduler.ticks.v1", scheduler.Tick): on_tick,

@@ -19,6 +19,7 @@ from libs.local.client import BankAdmin, Profile
 from services.funds.wiring import wire
 from tests.faults.bookkeeping import LIMITS, command, idle, settings_of, tick, unknown
 from tests.faults.stories import Story, Teller, Told
+from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
 from tests.support.process import Process
 from tests.support.statements import deliver_statements
@@ -37,10 +38,11 @@ class Case:
     point: str
     work: str
     profile: Profile
+    agencies: bool = False  # one payment for each zone
 
     @property
     def name(self) -> str:
-        return f"{self.point}-{self.work}-{self.profile}"
+        return f"{self.point}-{self.work}-{self.profile}{'-agencies' * self.agencies}"
 
     @property
     def kind(self) -> str:
@@ -63,6 +65,12 @@ CASES = (
     + [Case(point, work, "full") for point in _points("job.") for work in ("advance", "statement")]
     + [Case(point, work, "full") for point in _points("call.") for work in ("check", "block", "dispatch", "release", "order")]
     + [Case(point, work, "example") for point in _points("call.") for work in ("block", "dispatch")]
+    + [
+        Case(point, "dispatch", profile, agencies=True)
+        for point in ("call.after_first_byte", "call.before_settle_commit")
+        for profile in ("full", "example")
+    ]
+    + [Case("fold.before_commit", work, "full", agencies=True) for work in ("batches", "statement")]
 )
 
 
@@ -87,7 +95,7 @@ class Crash:
         self.bank = bank
         self.mark = folder / "mark"
         self.process: Process
-        self.payout = Payout(world, bank, case.profile)
+        self.payout = (AgencyPayout if case.agencies else Payout)(world, bank, case.profile)
         self.payout.batch(PEOPLE, unresolved=2 if case.work == "release" else 0)
         self.payout.batch(PEOPLE)
         self.held = {item.disbursement_id for batch in self.payout.batches for item in batch.unresolved}

@@ -19,12 +19,14 @@ from libs.common.jobs import JobRunner
 from libs.local.client import BankAdmin
 from services.funds.wiring import wire
 from tests.faults.bookkeeping import LIMITS, idle, reach, settings_of
+from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
 from tests.support.process import Process
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 
 ENVELOPES, BATCHES, STATEMENTS = "ingestion.envelopes.v1", "resolution.batches.v1", "ingestion.statements.v1"
+ALLOCATED = "allocation.batches.v1"
 ROUNDS = 3
 PEOPLE = 10
 
@@ -166,6 +168,8 @@ def life(payout: Payout) -> None:
     payout.batch(PEOPLE, unresolved=3)
     payout.batch(PEOPLE)
     early, late = payout.items()[1].disbursement_id, payout.items()[-1].disbursement_id
+    if isinstance(payout, AgencyPayout):
+        payout.gone = {early, late}
     payout.publish(payout.cancelling_some([early, late], "some-1"))
     payout.publish_all()
     payout.publish(payout.next_part(payout.batches[0], 2))
@@ -178,22 +182,25 @@ def again(world: World, messages: Sequence[RawMessage], mark: str = "") -> None:
         world.publish_raw(message.topic, message.key, message.value, headers)
 
 
-def test_every_message_twice_and_again_under_other_ids(world: World, bank: BankAdmin) -> None:
-    payout = Payout(world, bank)
+@pytest.mark.parametrize("agencies", [False, True], ids=["people", "agencies"])
+def test_every_message_twice_and_again_under_other_ids(world: World, bank: BankAdmin, agencies: bool) -> None:
+    payout = (AgencyPayout if agencies else Payout)(world, bank)
+    batches = ALLOCATED if agencies else BATCHES
     replicas = [world.run("funds", **payout.env), world.run("funds", **payout.env)]
     life(payout)
-    again(world, [*world.messages(ENVELOPES), *world.messages(BATCHES)])
+    again(world, [*world.messages(ENVELOPES), *world.messages(batches)])
     live = 2 * PEOPLE - 2
     reach(payout, outstanding=live)
-    again(world, [*world.messages(ENVELOPES), *world.messages(BATCHES)], "-new")
+    again(world, [*world.messages(ENVELOPES), *world.messages(batches)], "-new")
     deliver_statements(payout)
     again(world, world.messages(STATEMENTS))
     reach(payout, state="SETTLED", confirmed=live)
-    bank.reverse("full", reason="closed", disbursement_ids=[payout.items()[2].disbursement_id])
+    sent_back = [f"{payout.prefix}1-1-Z2"] if agencies else [item.disbursement_id for item in payout.items()[2:4]]
+    bank.reverse("full", reason="closed", disbursement_ids=sent_back)
     deliver_statements(payout)
     again(world, world.messages(STATEMENTS), "-new")
-    reach(payout, reversed=1, revision=2)
-    world.until(lambda: consumed(world, ENVELOPES, BATCHES, STATEMENTS) and idle(world))
+    reach(payout, reversed=2, revision=2)
+    world.until(lambda: consumed(world, ENVELOPES, batches, STATEMENTS) and idle(world))
     assert all(replica.alive for replica in replicas)
     payout.assert_balanced()
     gone = cancelled(world, payout)
@@ -201,7 +208,7 @@ def test_every_message_twice_and_again_under_other_ids(world: World, bank: BankA
     assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items() if item.disbursement_id not in gone}
     assert len(distinct(world, "funds.envelopes.v1", funds.DisbursementsCancelled)) == 1
     assert len(distinct(world, "funds.envelopes.v1", funds.FundsBlocked)) == 1
-    for model, count in ((funds.PaymentsDispatched, live), (funds.PaymentsConfirmed, live), (funds.PaymentsReversed, 1)):
+    for model, count in ((funds.PaymentsDispatched, live), (funds.PaymentsConfirmed, live), (funds.PaymentsReversed, 2)):
         said = Counter(item.disbursement_id for one in distinct(world, "funds.payments.v1", model) for item in one.items)
         assert (len(said), set(said.values())) == (count, {1})
     assert [one.revision for one in distinct(world, "funds.envelopes.v1", funds.EnvelopeSettled)] == [1, 2]
@@ -238,16 +245,17 @@ def shuffled(messages: Sequence[RawMessage], chance: random.Random) -> list[list
     return polls
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_partitions_in_shuffled_order_come_to_the_same(world: World, bank: BankAdmin, seed: int) -> None:
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, "agencies"])
+def test_partitions_in_shuffled_order_come_to_the_same(world: World, bank: BankAdmin, seed: int | str) -> None:
     """All facts of two envelopes, one of them cancelled as a whole, folded in another order each time."""
-    one, other = Payout(world, bank, name="E1"), Payout(world, bank, name="E2")
+    one = (AgencyPayout if seed == "agencies" else Payout)(world, bank, name="E1")
+    other = Payout(world, bank, name="E2")
     life(one)
     other.batch(PEOPLE, unresolved=1)
     other.batch(PEOPLE)
     other.publish_all()
     other.publish(other.cancelling())
-    messages = [*world.messages(ENVELOPES), *world.messages(BATCHES)]
+    messages = [*world.messages(ENVELOPES), *world.messages(BATCHES), *world.messages(ALLOCATED)]
     chance = random.Random(seed)
     database = Database(world.database_url, "funds")
     keep_partitions(database, utc_now())

@@ -8,6 +8,7 @@ ALMONER_TEST_SEEDS=50 tries more; a failing seed is in the name of its test.
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pytest
 from libs.common.contracts import operator
 from libs.common.contracts.base import EventData
 from libs.local.client import BankAdmin, Profile, SimulatorProcess
+from services.funds import domain
 from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
 from tests.faults.stories import Story, Teller, Told
+from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
 from tests.support.world import World
@@ -33,11 +36,36 @@ KINDS = ("check", "block", "dispatch", "release")
 VERBS = ("/check_funds", "/block_funds", "/initiate_payment", "/release_funds", "/query")
 
 
+class Agencies(AgencyPayout):
+    """Of which any share may be retried or repaid by itself: what a payment was for is what its list had."""
+
+    def payments(self) -> list[dict[str, Any]]:
+        """The bank's ledger, a row for each person."""
+        found = []
+        for payment in super().payments():
+            _, instruction, head = domain.decode_reference(payment["payment_reference_number"]) or (0, 0, 0)
+            shares = self.world.sql(
+                "funds",
+                """SELECT disbursement_id, amount_minor FROM payments p WHERE instruction = %(i)s AND head = %(h)s
+                     AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.instruction = p.instruction AND c.position = p.position)
+                     AND NOT EXISTS (SELECT 1 FROM held h WHERE h.instruction = p.instruction AND h.position = p.position
+                                         AND h.reason IN ('SUPERSEDED', 'OPEN_EXCEPTION'))""",
+                i=instruction,
+                h=head,
+            )
+            assert payment["amount_minor"] == sum(share.amount_minor for share in shares), (payment, shares)
+            found += [{**payment, **share._mapping} for share in shares]
+        return found
+
+    def ledger(self) -> dict[str, int]:
+        return Counter(payment["disbursement_id"] for payment in self.payments())
+
+
 class Life:
-    def __init__(self, world: World, bank: BankAdmin, profile: Profile, seed: int) -> None:
+    def __init__(self, world: World, bank: BankAdmin, profile: Profile, seed: int, kind: type[Payout]) -> None:
         self.chance = random.Random(seed)
         self.world, self.bank, self.profile = world, bank, profile
-        self.payouts = [Payout(world, bank, profile, name=f"E{number}") for number in range(3)]
+        self.payouts = [kind(world, bank, profile, name=f"E{number}") for number in range(3)]
         self.to_come: list[tuple[Payout, EventData]] = []
         self.late: list[tuple[Payout, EventData]] = []
         for number, payout in enumerate(self.payouts):
@@ -150,7 +178,11 @@ class Life:
 
     def close_accounts(self) -> Iterator[Any]:
         """The bank refuses who is paid there; sometimes all are open again."""
-        accounts = [f"ACC-{item.beneficiary_id}" for payout in self.payouts for item in payout.items()]
+        accounts = [
+            payout.account_of(number % payout.zones) if isinstance(payout, AgencyPayout) else f"ACC-{item.beneficiary_id}"
+            for payout in self.payouts
+            for number, item in enumerate(payout.items())
+        ]
         self.bank.close_accounts(self.profile, self.chance.sample(accounts, self.chance.choice([0, 2])))
         yield lambda: True
 
@@ -230,6 +262,8 @@ class Life:
 
     def payments(self) -> list[dict[str, Any]]:
         """All of the bank's ledger."""
+        if any(isinstance(payout, AgencyPayout) for payout in self.payouts):
+            return [row for payout in self.payouts if isinstance(payout, AgencyPayout) for row in payout.payments()]
         return list(self.bank.payments(self.profile))
 
     def paid(self) -> set[str]:
@@ -294,19 +328,30 @@ class Life:
         return {row.disbursement_id for row in self.world.sql("funds", query, id=envelope_id)}
 
 
+# Of agency cash one life, unless more seeds are asked for.
+LIVES: dict[str, tuple[Profile, int, type[Payout]]] = {
+    f"{profile}, seed {seed}": (profile, seed, Payout) for seed in SEEDS for profile in PROFILES
+} | {
+    f"agencies, {profile}, seed {seed}": (profile, seed, Agencies)
+    for seed in SEEDS
+    for profile in PROFILES
+    if len(SEEDS) > 2 or (profile, seed) == ("full", 0)
+}
+
+
 def stories(_bank: BankAdmin) -> dict[str, Teller]:
-    def teller(profile: Profile, seed: int) -> Teller:
+    def teller(profile: Profile, seed: int, kind: type[Payout]) -> Teller:
         def story(world: World, folder: Path) -> Story:
             # A bank of its own: faults can't be ordered for one account only.
             with SimulatorProcess("bank", folder) as process, BankAdmin(process.base_url) as bank:
-                yield from Life(world, bank, profile, seed).story()
+                yield from Life(world, bank, profile, seed, kind).story()
 
         return story
 
-    return {f"{profile}, seed {seed}": teller(profile, seed) for seed in SEEDS for profile in PROFILES}
+    return {name: teller(*life) for name, life in LIVES.items()}
 
 
 @pytest.mark.timeout(300 + 60 * len(SEEDS))
-@pytest.mark.parametrize("story", [f"{profile}, seed {seed}" for seed in SEEDS for profile in PROFILES])
+@pytest.mark.parametrize("story", list(LIVES))
 def test_a_random_life(story: str, ended: Told) -> None:
     ended.well()

@@ -383,19 +383,37 @@ def test_a_late_debit_of_the_first_payment_takes_the_second_back(world: World, b
     assert one.disbursement_id not in payout.ledger()  # of the second; the first is what the statement says
 
 
-def test_a_debit_of_the_reversed_payment_while_it_is_repaid_counts_nothing_twice(world: World, bank: BankAdmin) -> None:
+@pytest.mark.parametrize("stage", ["block", "dispatch"])
+def test_a_second_debit_of_a_reversed_payment_stops_its_repayment_until_it_is_settled(
+    world: World, bank: BankAdmin, stage: str
+) -> None:
     payout = Payout(world, bank)
-    ids = confirmed_and_reversed(world, payout, 1)
-    pause(world, "dispatch")
-    repay(payout, ids)
-    until_position(payout, waiting=1)
+    first, other = confirmed_and_reversed(world, payout, 2)
+    pause(world, stage)
+    repay(payout, [first, other])
+    if stage == "dispatch":
+        until_position(payout, waiting=2)
+    else:
+        world.until(lambda: world.sql("funds", "SELECT 1 FROM blocks WHERE further AND state = 'PENDING'"))
     statement_line(payout, 1, 1, name="once more")
-    world.until(lambda: world.sql("funds", "SELECT 1 FROM exceptions WHERE reason = 'DUPLICATE_DEBIT'"))
-    settled_jobs(world)
-    payout.assert_balanced()
-    command(world, operator.ResumeStage, stage="dispatch")
-    until_position(payout, outstanding=1, confirmed=PEOPLE - 1, reversed=1)
-    assert payout.ledger()[ids[0]] == 2
+    [found] = world.until(lambda: world.sql("funds", "SELECT id, reason FROM ops_exceptions"))
+    assert found.reason == "DUPLICATE_DEBIT"
+    command(world, operator.ResumeStage, stage=stage)
+    until_position(payout, outstanding=1, held=1, confirmed=PEOPLE - 2, reversed=2)
+    world.until(lambda: idle(world))
+    assert (payout.ledger()[first], payout.ledger()[other]) == (1, 2)
+    held = [item for event in world.events("funds.payments.v1", funds.PaymentsHeld) for item in event.data.items]
+    assert [(item.disbursement_id, item.reason) for item in held] == [(first, "OPEN_EXCEPTION")]
+    command(world, operator.RetryHeld, envelope_id=payout.envelope_id)
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM audit WHERE action LIKE '%%RetryHeld%%'"))
+    assert payout.position()["held"] == 1
+    command(world, operator.SettleException, ids=[found.id], evidence="the bank's letter: a line of its own, by mistake")
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM ops_exceptions WHERE state = 'CLOSED'"))
+    command(world, operator.RetryHeld, envelope_id=payout.envelope_id)
+    until_position(payout, outstanding=2, held=0)
+    assert (payout.ledger()[first], payout.ledger()[other]) == (2, 2)
+    deliver_statements(payout)
+    until_position(payout, state="SETTLED", confirmed=PEOPLE, reversed=2)
 
 
 @pytest.mark.parametrize("moment", ["check", "block", "dispatch", "block is under way", "block is lost"])

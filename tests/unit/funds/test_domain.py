@@ -1,11 +1,13 @@
 """References, texts for banks, statement lines, the identities of the books."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.funds import domain
-from services.funds.domain import Line, Money, Named, PaidFrom
+from services.funds.domain import Line, Money, Named, PaidFrom, Share
 
 numbers = st.tuples(st.integers(0, 1295), st.integers(1, domain.MAX_INSTRUCTION), st.integers(0, domain.MAX_POSITION))
 
@@ -129,3 +131,74 @@ def test_the_identities_of_the_books() -> None:
     assert not money(in_flight=5).balanced
     assert money(blocked=7, dispatched=7, confirmed=6, reversed=1).settled
     assert not money(blocked=7, dispatched=7, confirmed=6, outstanding=1).settled
+
+
+# --- Payments to agencies -----------------------------------------------------------------------------------------------
+
+
+def shares(*of: dict[str, Any]) -> list[Share]:
+    """Of 10, 20, … at positions 1, 2, …; `unsent` is of the share, all else of what is known of it."""
+    return [
+        Share(n, fields.pop("unsent", False), Named(**{"amount_minor": 10 * n, "disbursement_id": f"D{n}", **fields}))
+        for n, fields in enumerate(map(dict, of), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group", "lines", "debits", "reversals", "exceptions"),
+    [
+        (shares({}, {}, {}), [line(amount=60)], [1, 2, 3], [], []),
+        (shares({}, {}, {}), [line(amount=10)], [], [], ["AMOUNT_MISMATCH"]),  # of the first share alone
+        (shares({"unsent": True, "cancelled": True}, {}), [line(amount=20)], [2], [], []),  # even where the head is cancelled
+        (shares({}, {"unsent": True, "cancelled": True}), [line(amount=30)], [], [], ["AMOUNT_MISMATCH"]),
+        (shares({"unsent": True, "cancelled": True}), [line(amount=10)], [], [], ["PAID_AFTER_CANCEL"]),
+        (shares({}, {}), [line(amount=30), line(amount=30, bank_reference="B2")], [1, 2], [], ["DUPLICATE_DEBIT"]),
+        (shares({"debit": "B1"}, {"debit": "B1"}), [line(amount=30)], [], [], []),  # the same line in another statement
+        (shares({"debit": "B1"}, {"debit": "B1"}), [line("RD", 30)], [], [1, 2], []),
+        (shares({}, {}), [line("RD", 30)], [], [1, 2], ["REVERSAL_WITHOUT_DEBIT"]),
+        (shares({"debit": "B", "reversal": "C"}, {"debit": "B", "reversal": "C"}), [line("RD", 30)], [], [], ["DUPLICATE_REVERSAL"]),
+        (shares({"held_state": "HELD"}, {"held_state": "HELD"}), [line(amount=30)], [1, 2], [], []),  # refused, and yet paid
+        (shares({"held_state": "HELD"}, {"held_state": "PAYING"}), [line(amount=30)], [], [], ["PAID_AFTER_RETRY"]),
+        (shares({"held_state": "SUPERSEDED"}, {"held_state": "PAYING"}), [line(amount=30)], [], [], ["PAID_AFTER_RETRY"]),
+        (shares({"held_state": "HELD"}, {"held_state": "RELEASED", "cancelled": True}), [line(amount=30)], [], [], ["PAID_AFTER_CANCEL"]),
+        (shares({}, {}), [line(amount=20, position=2)], [], [], ["UNKNOWN_REFERENCE"]),  # no head
+    ],
+)  # fmt: skip
+def test_a_line_is_for_all_shares_of_a_payment_to_an_agency_or_for_none(
+    group: list[Share], lines: list[Line], debits: list[int], reversals: list[int], exceptions: list[str]
+) -> None:
+    groups = {(7, 1): group}
+    payments = {key: domain.as_one(found) for key, found in groups.items()}
+    result = domain.reconcile(lines, "EUR", payments, {7: PaidFrom("EUR", blocked=True)})
+    assert [one.position for one in domain.spread(result.debits, groups)] == debits
+    assert [one.position for one in domain.spread(result.reversals, groups)] == reversals
+    assert [reason for _, reason in result.exceptions] == exceptions
+    named = {share.position: share.named.amount_minor for share in group}
+    assert all(one.amount_minor == named[one.position] for one in domain.spread(result.debits, groups))
+
+
+def test_all_retries_of_a_payment_to_an_agency_must_be_taken_back_for_it_to_count() -> None:
+    one = domain.as_one(shares({"held_state": "PAYING"}, {"held_state": "HELD"}))
+    lists = {7: PaidFrom("EUR", blocked=True)}
+    for retired, reasons in (({(7, 1)}, []), (set[tuple[int, int]](), ["PAID_AFTER_RETRY"])):
+        result = domain.reconcile([line(amount=30)], "EUR", {(7, 1): one}, lists, retired)
+        assert [reason for _, reason in result.exceptions] == reasons
+
+
+@pytest.mark.parametrize(
+    ("account", "usable"),
+    [
+        ({"account_number": "DE02 1001", "bank_code": "B"}, True),
+        ({"account_number": ""}, False),
+        ({"bank_code": "B"}, False),
+        ({"account_number": "1\n:61:"}, False),
+        ({"account_number": "1" * 35}, False),
+        ({"account_number": "1", "bank_code": 7}, False),
+        ({"account_number": "1", "branch_code": "R\n"}, False),
+        ({}, False),
+        (None, False),
+        ("DE02", False),
+    ],
+)
+def test_accounts_a_bank_can_be_told(account: object, usable: bool) -> None:
+    assert domain.usable(account) is usable

@@ -59,7 +59,8 @@ CREATE TABLE parts (
 CREATE TABLE instructions (
     instruction bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     envelope_id uuid NOT NULL REFERENCES envelopes, batch_id uuid NOT NULL REFERENCES batches, part int NOT NULL,
-    incarnation int NOT NULL, sealed_key text NOT NULL, sealed text NOT NULL,
+    incarnation int NOT NULL, sealed_key text NOT NULL, sealed text NOT NULL,  -- addresses; of agency cash the agencies'
+    grouped boolean NOT NULL DEFAULT false,             -- agency cash: the bank's list has one payment for each head
     state text NOT NULL DEFAULT 'WAITING' CHECK (state IN ('WAITING', 'SENDING', 'UNKNOWN', 'DISPATCHED', 'REFUSED', 'VOID')),
     block int, payment_date date,                       -- fixed at the first attempt; a repayment's block from the start
     count int NOT NULL CHECK (count > 0), total_minor bigint NOT NULL CHECK (total_minor > 0),
@@ -78,11 +79,23 @@ ALTER TABLE instructions ALTER COLUMN sealed SET STORAGE EXTERNAL;
 CREATE INDEX instructions_envelope ON instructions (envelope_id, state);
 CREATE INDEX instructions_batch ON instructions (batch_id);
 
--- Inserted once, never changed: what happens to a payment is a row of its own elsewhere.
+-- Inserted once, never changed: what happens to a payment is a row of its own elsewhere. Of agency cash each is a person's share:
+-- those of one head go to the bank as one payment, their sum, under the reference of (instruction, head).
 CREATE TABLE payments (
     instruction bigint NOT NULL, position smallint NOT NULL, amount_minor bigint NOT NULL CHECK (amount_minor > 0),
     disbursement_id text COLLATE "C" NOT NULL, beneficiary_id text COLLATE "C" NOT NULL,
-    PRIMARY KEY (instruction, position)
+    head smallint,                                      -- the lowest position of its group; null: a payment by itself
+    PRIMARY KEY (instruction, position), CHECK (head <= position)
+);
+-- Who pays out the agency cash of a part, by the number its items give their zone.
+CREATE TABLE zones (
+    batch_id uuid NOT NULL, part int NOT NULL, zone int NOT NULL,
+    small_zone_id text NOT NULL, small_zone_code text NOT NULL, agency_id text NOT NULL, agency_name text NOT NULL,
+    PRIMARY KEY (batch_id, part, zone)
+);
+CREATE TABLE heads (                                    -- a payment to an agency; `zone` of its instruction's part
+    instruction bigint NOT NULL REFERENCES instructions, head smallint NOT NULL, zone int NOT NULL,
+    PRIMARY KEY (instruction, head)
 );
 
 -- What the bank's statement proves: a debit, a reversal, once each.
@@ -116,11 +129,12 @@ CREATE INDEX held_since ON held (since) WHERE state = 'HELD';
 
 -- Addresses of people who could not be paid when these came (paid already, or their money was given back): a repayment goes there.
 CREATE TABLE late_parts (
-    batch_id uuid NOT NULL, part int NOT NULL, sealed_key text NOT NULL, sealed text NOT NULL, PRIMARY KEY (batch_id, part)
+    batch_id uuid NOT NULL, part int NOT NULL, sealed_key text NOT NULL, sealed text NOT NULL,
+    grouped boolean NOT NULL DEFAULT false, PRIMARY KEY (batch_id, part)
 );
 ALTER TABLE late_parts ALTER COLUMN sealed SET STORAGE EXTERNAL;
 CREATE TABLE late_addresses (
-    envelope_id uuid NOT NULL, disbursement_id text COLLATE "C" NOT NULL, part int NOT NULL,
+    envelope_id uuid NOT NULL, disbursement_id text COLLATE "C" NOT NULL, part int NOT NULL, zone int,
     PRIMARY KEY (envelope_id, disbursement_id, part)
 );
 
@@ -214,6 +228,13 @@ SET search_path FROM CURRENT AS $$
     FROM (SELECT 'A' || base36(incarnation, 2) || base36(instruction, 7) AS head) AS h
 $$;
 
+-- Whom an open exception names: the bank may have paid them, against what we believe. Nobody of them is paid anew.
+CREATE VIEW disputed AS
+    SELECT i.envelope_id, i.batch_id, p.disbursement_id
+    FROM exceptions x JOIN instructions i USING (instruction)
+    JOIN payments p ON p.instruction = x.instruction AND (p.position = x.position OR p.head = x.position)
+    WHERE x.state = 'OPEN';
+
 -- Of a REFUSED list everybody is held; whoever were not would show up as unknown.
 -- Where each envelope's money is: both identities of the books, from counters and rows. One definition, for deciding and for
 -- reading. `live` is what an instruction still has to do with: not cancelled, not refused.
@@ -301,16 +322,33 @@ CREATE VIEW ops_instructions AS
         created_at, dispatched_at, last_confirmed_at FROM instructions;
 CREATE VIEW ops_payments AS
     SELECT i.envelope_id, i.batch_id, p.instruction, p.position, p.disbursement_id, p.beneficiary_id, p.amount_minor,
-        payment_reference(i.incarnation, p.instruction, p.position) AS reference,
+        payment_reference(i.incarnation, p.instruction, coalesce(p.head, p.position)) AS reference,
         CASE WHEN r.kind IS NOT NULL AND d.kind IS NOT NULL THEN 'REVERSED' WHEN d.kind IS NOT NULL THEN 'CONFIRMED'
              WHEN c.disbursement_id IS NOT NULL THEN 'CANCELLED' WHEN h.held_id IS NOT NULL THEN 'REFUSED'
              WHEN i.state = 'SENDING' THEN 'IN_FLIGHT' WHEN i.state = 'DISPATCHED' THEN 'OUTSTANDING' ELSE i.state END AS state,
-        d.statement_id AS confirmed_by, d.line AS confirmed_line, r.statement_id AS reversed_by, r.line AS reversed_line
+        d.statement_id AS confirmed_by, d.line AS confirmed_line, r.statement_id AS reversed_by, r.line AS reversed_line, p.head
     FROM payments p JOIN instructions i USING (instruction)
     LEFT JOIN facts d ON d.instruction = p.instruction AND d.position = p.position AND d.kind = 'D'
     LEFT JOIN facts r ON r.instruction = p.instruction AND r.position = p.position AND r.kind = 'R'
     LEFT JOIN cancelled c ON c.instruction = p.instruction AND c.position = p.position
     LEFT JOIN held h ON h.instruction = p.instruction AND h.position = p.position AND h.state <> 'PAID';
+-- What an agency is paid: of those whose share is neither cancelled nor refused; of all who were refused where nobody else is left.
+CREATE VIEW ops_agency_payments AS
+    SELECT g.envelope_id, g.batch_id, g.instruction, g.head,
+        payment_reference(i.incarnation, g.instruction, g.head) AS reference, z.small_zone_id, z.small_zone_code, z.agency_id,
+        z.agency_name, CASE WHEN g.live IS NULL THEN g.refused ELSE g.people END AS people,
+        CASE WHEN g.live IS NULL THEN g.refused_minor ELSE g.amount_minor END AS amount_minor,
+        coalesce(g.live, CASE WHEN g.refused > 0 THEN 'REFUSED' ELSE 'CANCELLED' END) AS state
+    FROM (SELECT p.envelope_id, p.batch_id, p.instruction, p.head, h.zone,
+              min(p.state) FILTER (WHERE p.state NOT IN ('CANCELLED', 'REFUSED')) AS live,
+              count(*) FILTER (WHERE p.state NOT IN ('CANCELLED', 'REFUSED'))::int AS people,
+              coalesce(sum(p.amount_minor) FILTER (WHERE p.state NOT IN ('CANCELLED', 'REFUSED')), 0)::bigint AS amount_minor,
+              count(*) FILTER (WHERE p.state = 'REFUSED')::int AS refused,
+              coalesce(sum(p.amount_minor) FILTER (WHERE p.state = 'REFUSED'), 0)::bigint AS refused_minor
+          FROM heads h JOIN ops_payments p ON p.instruction = h.instruction AND p.head = h.head
+          GROUP BY p.envelope_id, p.batch_id, p.instruction, p.head, h.zone) AS g
+    JOIN instructions i USING (instruction)
+    JOIN zones z ON z.batch_id = i.batch_id AND z.part = i.part AND z.zone = g.zone;
 CREATE VIEW ops_held AS
     SELECT envelope_id, batch_id, disbursement_id, beneficiary_id, amount_minor, reason, message, since, state, release_id
     FROM held WHERE state = 'HELD' OR (state = 'RELEASED' AND reason = 'BLOCK_RELEASED' AND NOT repaid);
@@ -376,6 +414,10 @@ CREATE VIEW ops_history AS
     JOIN statements s USING (statement_id) WHERE f.kind = 'R'
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, x.created_at, 'exception', x.reason
     FROM exceptions x JOIN payments p USING (instruction, position) JOIN instructions i USING (instruction)
+    UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, x.created_at, 'exception', x.reason  -- the rest of a group
+    FROM exceptions x JOIN heads h ON h.instruction = x.instruction AND h.head = x.position
+    JOIN payments p ON p.instruction = h.instruction AND p.head = h.head AND p.position <> h.head
+    JOIN instructions i ON i.instruction = h.instruction
     UNION ALL SELECT i.envelope_id, i.batch_id, NULL, x.created_at, 'exception', x.reason || ': ' || x.detail
     FROM exceptions x JOIN instructions i USING (instruction) WHERE x.position IS NULL
     UNION ALL SELECT envelope_id, NULL, NULL, released_at, 'released', 'release ' || release_id || ', ' || reason
