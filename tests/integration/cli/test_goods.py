@@ -1,0 +1,182 @@
+"""The command on goods and on cash that agencies hand out: zones, allocations, reassign, notices, and books in kilograms."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libs.cli import sample
+from libs.local.client import BankAdmin, MailAdmin, NovuAdmin, SimulatorProcess
+from libs.local.reference import Reference
+from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Almoner
+from tests.support.world import World
+
+PEOPLE = 80  # two in each zone
+UNSERVED = "KE-4-10"  # the zone of the last agency
+
+
+class County(Almoner):
+    """The command, and the services of goods and agency cash with everything around them."""
+
+    def __init__(self, world: World, folder: Path, reference: Reference, mail: MailAdmin) -> None:
+        super().__init__(world, folder)
+        self.reference = reference
+        self.mail = mail
+
+    def submit(self, name: str, *options: str, cash: bool = False) -> None:
+        path = self.folder / f"{name}.csv"
+        (sample.write if cash else sample.write_goods)(path, PEOPLE)
+        chosen = sample.agency_cash_options(name, CURRENCY) if cash else sample.goods_options(name)
+        self.almoner("submit", str(path), *chosen, *options, "--yes")
+
+    def until(self, name: str, **expected: int) -> dict[str, Any]:
+        def reached() -> dict[str, Any] | None:
+            row: dict[str, Any] = self.json("status", name)
+            return row if all(row[key] == value for key, value in expected.items()) else None
+
+        return self.world.until(reached, what=f"{name}: {expected}") or {}
+
+
+@pytest.fixture
+def county(world: World, tmp_path: Path) -> Iterator[County]:
+    reference = Reference(world.database_url, prefix=world.name)
+    reference.prepare()
+    with (
+        SimulatorProcess("bank", tmp_path / "bank") as bank_process,
+        SimulatorProcess("novu", tmp_path / "novu") as novu_process,
+        SimulatorProcess("mail", tmp_path / "mail") as mail_process,
+        BankAdmin(bank_process.base_url) as bank,
+        NovuAdmin(novu_process.base_url) as novu,
+        MailAdmin(mail_process.base_url) as mail,
+    ):
+        novu.set(api_key="key")
+        told = {
+            "WAREHOUSE_CHANNEL": "smtp",
+            "AGENCY_CHANNEL": "smtp",
+            "BENEFICIARY_CHANNEL": "novu",
+            "NOVU_URL": novu_process.base_url,
+            "NOVU_API_KEY": "key",
+            "SMTP_HOST": "127.0.0.1",
+            "SMTP_PORT": str(mail.smtp_port()),
+            "SMTP_SECURITY": "none",
+            "SMTP_SENDER": "almoner@example.org",
+        }
+        world.env.update({f"ALMONER_NOTIFICATIONS_{name}": value for name, value in told.items()})
+        banks = {"FULL": {"adapter": "full", "url": f"{bank_process.base_url}/full"}}
+        sponsors = {"default": {"bank": "FULL", "account": SPONSOR}}
+        world.run("scheduler")
+        ingestion = world.run("ingestion", ALMONER_INGESTION_STATEMENT_TOKENS=json.dumps({"full": TOKEN}))
+        world.run(
+            "resolution",
+            ALMONER_RESOLUTION_MAPPER_URL="http://127.0.0.1:1",
+            ALMONER_RESOLUTION_REGISTRIES=json.dumps({"default": {"url": reference.registry_url}}),
+        )
+        world.run("allocation", ALMONER_ALLOCATION_PBMS_URL=reference.pbms_url)
+        world.run("funds", ALMONER_FUNDS_BANKS=json.dumps(banks), ALMONER_FUNDS_SPONSORS=json.dumps(sponsors))
+        world.run("notifications")
+        bank.put_account("full", SPONSOR, CURRENCY, 10**12)
+        bank.set_statements("full", callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
+        people = dict.fromkeys(person for _, person, _, _ in sample.people(PEOPLE))
+        reference.put_people((person, *sample.zone(person)) for person in list(people)[1:])  # the first one nobody knows
+        for place in sample.warehouses():
+            reference.put_warehouse(place)
+        for place in sample.agencies(without=1):
+            reference.put_agency(place)
+        for process in world.processes:
+            world.until(process.ready, what=f"{process.name} being ready")
+        found = County(world, tmp_path, reference, mail)
+        found.almoner("refresh")
+        yield found
+        for process in world.processes:
+            process.kill()
+        reference.drop()
+
+
+def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
+    world = county.world
+    county.almoner("pause", "allocation", "announce", "--why", "to look at it first", "--yes")
+    county.submit("RICE")
+    row = county.until("RICE", planned=77, held=3)
+    assert (row["stands"], row["allocated"]) == ("allocating", 0)
+
+    zones = {one["small_zone_id"]: one for one in county.json("zones", "RICE")}
+    assert len(zones) == 40
+    assert (zones[UNSERVED]["reason"], zones[UNSERVED]["held"]) == ("NO_AGENCY", 2)
+    first = zones["KE-1-01"]
+    assert (first["agency_id"], first["agency_chosen_by"]) == ("1", "ONLY_ONE")
+    other = "5" if first["warehouse_id"] == "1" else "1"  # two stores serve the first county
+    why = ("--why", "the other one was flooded", "--yes")
+    assert "serves 19 people" in county.almoner("reassign", "RICE", "KE-1", other, "--kind", "warehouse", *why)
+    refused = county.run("reassign", "RICE", "KE-2-01", "1", *why, code=1)  # serves another ward
+    assert "KE-2-01" in refused.stderr or "serve" in refused.stderr
+    again = {one["small_zone_id"]: one for one in county.json("zones", "RICE")}
+    assert (again["KE-1-01"]["warehouse_id"], again["KE-1-01"]["warehouse_chosen_by"]) == (other, "OPERATOR")
+
+    county.almoner("resume", "allocation", "announce", "--yes")
+    county.until("RICE", allocated=77, held=3, planned=0)
+    assert {one["reason"] for one in county.json("held", "RICE")} == {"NOT_IN_REGISTRY", "NO_AGENCY"}
+    assert {one["waits_for"] for one in county.json("held")} == {"registry", "allocation"}
+    places = {(one["kind"], one["id"]): one["people"] for one in county.json("allocations", "RICE")}
+    assert (places["warehouse", other], places["agency", "1"]) == (19, 1)
+    assert county.run("reassign", "RICE", "KE-1", "1", "--kind", "warehouse", *why, code=1).stderr  # they have been told
+
+    [stranger] = [one["beneficiary_id"] for one in county.json("held") if one["reason"] == "NOT_IN_REGISTRY"]
+    county.reference.put_people([(stranger, *sample.zone(stranger))])
+    county.reference.put_agency(sample.agencies()[-1])
+    told = county.almoner("retry", "RICE", "--held", "--why", "mended", "--yes")
+    assert "1 person without an address or a zone" in told
+    assert "2 people without a warehouse or an agency" in told
+    county.until("RICE", allocated=80, held=0)
+
+    def all_told() -> dict[str, int] | None:
+        counts = county.json("notices", "RICE")["counts"]
+        return {one["kind"]: one["notices"] for one in counts} if {one["state"] for one in counts} == {"SENT"} else None
+
+    sent = world.until(lambda: (found := all_told()) and found.get("BENEFICIARY") == 80 and found, what="all notices")
+    assert sent
+    assert sent["WAREHOUSE"] >= 5
+    notice = next(one for one in county.json("notices", "RICE", "--limit", "500")["notices"] if one["kind"] == "AGENCY")
+    shown = county.almoner("notice", "show", notice["notice_id"])
+    assert "kg" in shown
+    assert "cooperative" in shown.lower()
+    assert "<html" in county.almoner("notice", "show", notice["notice_id"], "--html").lower()
+    assert "1 notice" in county.almoner("notice", "send", notice["notice_id"], "--why", "lost", "--yes")
+    county.almoner("notice", "suppress", "AGENCY", "1", "--yes")
+
+    story = county.almoner("timeline", "RICE")
+    for said in ("is to find zones", "has announced who serves them", "asks allocation for ReassignZone", "kg"):
+        assert said in story, story
+    assert county.json("books", "RICE")["balanced"]
+
+
+def test_books_of_goods_name_what_is_not_as_it_was(county: County) -> None:
+    county.submit("RICE")
+    county.until("RICE", allocated=77, held=3)
+    sql = county.world.sql
+    assert county.json("books", "RICE")["balanced"]
+    [row] = sql("allocation", "SELECT * FROM entitlements ORDER BY disbursement_id LIMIT 1 OFFSET 4")
+    change = "UPDATE entitlements SET amount_minor = amount_minor + %(by)s WHERE disbursement_id = %(id)s"
+    sql("allocation", change, by=1, id=row.disbursement_id)
+    found = county.json("books", "RICE", code=1)["findings"]
+    assert any(row.disbursement_id in one and "was submitted with" in one for one in found["database"])
+    assert any("the counter" in one for one in found["database"])
+    assert any(row.disbursement_id in one for one in found["events"])
+    sql("allocation", change, by=-1, id=row.disbursement_id)
+    assert county.json("books", "RICE")["balanced"]
+
+
+def test_agency_cash_from_file_to_the_cooperative(county: County) -> None:
+    county.submit("CASH", cash=True)
+    county.until("CASH", confirmed=77, held=3)
+    [payment] = county.world.sql("funds", "SELECT * FROM ops_agency_payments WHERE small_zone_id = 'KE-2-03'")
+    assert (payment.state, payment.people, payment.agency_id) == ("CONFIRMED", 2, "13")
+    assert {one["waits_for"] for one in county.json("held", "CASH")} == {"registry", "allocation"}
+    books = county.json("books", "CASH")
+    assert books["balanced"]
+    [envelope] = books["envelopes"]
+    assert (envelope["confirmed"] + envelope["held"], envelope["counts"]["held"]) == (envelope["blocked"], 3)
+    first = next(one for one in sample.people(PEOPLE) if sample.zone(one[1])[2] == "KE-2-03")
+    story = county.almoner("timeline", first[0])
+    assert "finds payments on the bank's statement" in story
