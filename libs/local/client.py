@@ -25,7 +25,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Admin:
-    """What both simulators have. Raises httpx.HTTPStatusError for a call that is refused."""
+    """What all simulators have. Raises httpx.HTTPStatusError for a call that is refused."""
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url.rstrip("/")
@@ -194,6 +194,44 @@ class MapperAdmin(_Admin):
         self._call("DELETE", "/admin/tokens")
 
 
+class NovuAdmin(_Admin):
+    """The simulated Novu."""
+
+    def set(self, **settings: str) -> None:
+        """Replaces the settings: the fields of `novu.Settings`."""
+        self._call("PUT", "/admin/settings", json=settings)
+
+    def refuse(self, subscribers: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Replaces whose triggers end in another status than "processed"."""
+        self._call("PUT", "/admin/refused", json={"subscribers": dict(subscribers)})
+
+    def triggered(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """What subscribers were sent, oldest first: {id, transaction_id, name, subscriber_id, recipient, payload, key, at}."""
+        return self._pages("/admin/triggered", "triggered", "id", after)
+
+    def tell(self, *events: tuple[str, str], signature: str | None = None) -> int:
+        """A webhook with (type, transaction) of each event, now; the status it was answered with."""
+        body = {"events": [{"type": kind, "data": {"transactionId": one}} for kind, one in events], "signature": signature}
+        status: int = self._call("POST", "/admin/webhooks", json=body)["status_code"]
+        return status
+
+
+class MailAdmin(_Admin):
+    """The local mail server."""
+
+    def smtp_port(self) -> int:
+        port: int = self._call("GET", "/admin/smtp")["port"]
+        return port
+
+    def mails(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """What was taken, oldest first: {id, message_id, sender, recipient, subject, text, html, at}."""
+        return self._pages("/admin/mails", "mails", "id", after)
+
+    def refuse(self, addresses: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Replaces what is said to recipients, such as "550 5.1.1 no such user"."""
+        self._call("PUT", "/admin/refused", json={"addresses": dict(addresses)})
+
+
 def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Chunks of a size that is worth sending."""
     chunk = bytearray()
@@ -208,7 +246,7 @@ def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
 class SimulatorProcess:
     """A simulator as a process of its own, on a free port which it keeps over restarts."""
 
-    def __init__(self, name: Literal["bank", "mapper"], data: Path) -> None:
+    def __init__(self, name: Literal["bank", "mapper", "novu", "mail"], data: Path) -> None:
         self._command = [sys.executable, "-m", f"libs.local.{name}", "--data", str(data)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from typing import Any
 import httpx
 
 from libs.common.migrate import migrate
-from libs.local.client import BankAdmin, Profile
+from libs.local.client import BankAdmin, MailAdmin, NovuAdmin, Profile
+from libs.local.reference import Reference
 from libs.local.stack import Stack, StackError, attach, tail
 from libs.local.topics import ensure_topics
 
-SERVICES = ("scheduler", "ingestion", "resolution", "funds")
-REPLICATED = ("ingestion", "resolution", "funds")
+SERVICES = ("scheduler", "ingestion", "resolution", "allocation", "funds", "notifications")
+CASH = ("scheduler", "ingestion", "resolution", "funds")  # all that CASH_DIGITAL needs, without notices
+REPLICATED = ("ingestion", "resolution", "allocation", "funds", "notifications")
 SPONSOR_ACCOUNT = "ALMONER-SPONSOR"
 CURRENCY = "KES"
 SPONSOR_BALANCE_MINOR = 9 * 10**14
@@ -35,12 +37,14 @@ READY_SECONDS = 60.0
 def start(
     stack: Stack,
     *,
+    names: Sequence[str] = SERVICES,
     replicas: int = 1,
     settings: Mapping[str, str] | None = None,
     push_after_ms: int = 150,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Start what doesn't run yet, and wait until all is ready. `settings` are more variables for every service.
+    """Start what doesn't run yet of these services, and wait until all is ready; all are migrated. `settings` are more
+    variables for every service.
 
     Raises StackError, with the end of the log of whoever did not start."""
     say("topics and schemas …")
@@ -48,16 +52,18 @@ def start(
     ensure_topics(stack.addresses.kafka)
     for service in SERVICES:
         migrate(stack.addresses.database_url, service)
+    Reference(stack.addresses.database_url).prepare()
     _seed_bank(stack, push_after_ms)
+    _seed_novu(stack)
     say("services …")
     running = {process.name for process in stack.status()}
-    names = [f"{service}-{n + 1}" for service in SERVICES for n in range(replicas if service in REPLICATED else 1)]
-    for name in names:
+    processes = [f"{service}-{n + 1}" for service in names for n in range(replicas if service in REPLICATED else 1)]
+    for name in processes:
         if name not in running:
             service = name.partition("-")[0]
             port = {f"ALMONER_{service.upper()}_HTTP_PORT": str(http_port(stack, name))}
             stack.start(name, [sys.executable, "-m", f"services.{service}", "run"], {**env, **port})
-    for name in names:
+    for name in processes:
         _wait_until_ready(stack, name)
 
 
@@ -87,6 +93,8 @@ def _secrets(data_dir: Path) -> dict[str, Any]:
         "seal_keys": "k1:" + base64.b64encode(secrets.token_bytes(32)).decode(),
         "token_key": secrets.token_urlsafe(32),
         "statement_tokens": {name: secrets.token_urlsafe(32) for name in (*PROFILES, "operator")},
+        "novu_api_key": secrets.token_urlsafe(32),
+        "novu_webhook_secret": secrets.token_urlsafe(32),
     }
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(made, file)
@@ -96,6 +104,7 @@ def _secrets(data_dir: Path) -> dict[str, Any]:
 def environment(stack: Stack) -> dict[str, str]:
     """What every service of the stack is told."""
     bank_url, kept = stack.addresses.bank_url, _secrets(stack.data_dir)
+    reference = Reference(stack.addresses.database_url)
     return {
         **stack.env,
         "ALMONER_SEAL_KEYS": kept["seal_keys"],
@@ -103,6 +112,8 @@ def environment(stack: Stack) -> dict[str, str]:
         "ALMONER_INGESTION_MODE": "open",
         "ALMONER_INGESTION_STATEMENT_TOKENS": json.dumps(kept["statement_tokens"]),
         "ALMONER_RESOLUTION_MAPPER_URL": stack.addresses.mapper_url,
+        "ALMONER_RESOLUTION_REGISTRIES": json.dumps({"default": {"url": reference.registry_url}}),
+        "ALMONER_ALLOCATION_PBMS_URL": reference.pbms_url,
         "ALMONER_FUNDS_BANKS": json.dumps(
             {profile.upper(): {"adapter": profile, "url": f"{bank_url}/{profile}"} for profile in PROFILES}
         ),
@@ -112,7 +123,39 @@ def environment(stack: Stack) -> dict[str, str]:
                 "SCHOOL-MEALS/CASH-2026": {"bank": "EXAMPLE", "account": SPONSOR_ACCOUNT},  # a bank that can't be asked
             }
         ),
+        **_notices(stack),
     }
+
+
+def _notices(stack: Stack) -> dict[str, str]:
+    """People are told by Novu, places by mail."""
+    with MailAdmin(stack.addresses.mail_url) as mail:
+        smtp_port = mail.smtp_port()
+    kept = _secrets(stack.data_dir)
+    told = {
+        "WAREHOUSE_CHANNEL": "smtp",
+        "AGENCY_CHANNEL": "smtp",
+        "BENEFICIARY_CHANNEL": "novu",
+        "NOVU_URL": stack.addresses.novu_url,
+        "NOVU_API_KEY": kept["novu_api_key"],
+        "NOVU_WEBHOOK_SECRET": kept["novu_webhook_secret"],
+        "SMTP_HOST": "127.0.0.1",
+        "SMTP_PORT": str(smtp_port),
+        "SMTP_SECURITY": "none",
+        "SMTP_SENDER": "almoner@localhost",
+    }
+    return {f"ALMONER_NOTIFICATIONS_{name}": value for name, value in told.items()}
+
+
+def _seed_novu(stack: Stack) -> None:
+    """Who is let in there, and whom it tells of deliveries."""
+    kept, port = _secrets(stack.data_dir), http_port(stack, "notifications-1")
+    with NovuAdmin(stack.addresses.novu_url) as novu:
+        novu.set(
+            api_key=kept["novu_api_key"],
+            webhook_url=f"http://127.0.0.1:{port}/webhooks/novu",
+            webhook_secret=kept["novu_webhook_secret"],
+        )
 
 
 def _seed_bank(stack: Stack, push_after_ms: int) -> None:

@@ -187,13 +187,21 @@ class Simulator:
 
         return Route(prefix + path, endpoint, methods=["POST"])
 
+    async def receive(self, call: Call, act: Action, refuse: Action) -> tuple[Fault | None, Answer | None]:
+        """Logs a call and does what its fault leaves of it; no answer where that is nothing. For wires that are not HTTP as well."""
+        return await self.store.on_writer(lambda db: self._receive_and_act(db, call, act, refuse))
+
+    async def do(self, call: Call, act: Action) -> Answer:
+        """Does what `receive` has put off."""
+        return await self.store.on_writer(lambda db: self._act(db, call, act, None))
+
     async def _handle(self, request: Request, call: Call, act: Action, refuse: Action) -> Response:
-        fault, answer = await self.store.on_writer(lambda db: self._receive_and_act(db, call, act, refuse))
+        fault, answer = await self.receive(call, act, refuse)
         kind = fault.kind if fault else None
         try:
             if fault and kind == "late_before":
                 await asyncio.sleep(fault.seconds)
-                answer = await self.store.on_writer(lambda db: self._act(db, call, act, None))
+                answer = await self.do(call, act)
             if answer is not None:
                 self._after_commit(call.profile)
             if fault and kind == "late":

@@ -35,7 +35,12 @@ READY_LIMIT_SECONDS = 60.0
 STOP_LIMIT_SECONDS = 30.0
 KAFKA_VARIABLE = "ALMONER_KAFKA_BOOTSTRAP_SERVERS"
 DATABASE_VARIABLE = "DATABASE_URL"
-SIMULATORS = {"bank": "ALMONER_BANK_URL", "mapper": "ALMONER_MAPPER_URL"}
+SIMULATORS = {
+    "bank": "ALMONER_BANK_URL",
+    "mapper": "ALMONER_MAPPER_URL",
+    "novu": "ALMONER_NOVU_URL",
+    "mail": "ALMONER_MAIL_URL",
+}
 
 
 class StackError(RuntimeError):
@@ -48,6 +53,8 @@ class Addresses:
     database_url: str  # SQLAlchemy URL; embedded: the superuser, database `almoner`
     bank_url: str = ""  # empty without simulators
     mapper_url: str = ""
+    novu_url: str = ""
+    mail_url: str = ""  # of the mail server's admin, who knows its port
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,8 @@ class Stack:
         """The variables that lead a service to this stack; `start` sets them by itself."""
         addresses = self.addresses
         found = {KAFKA_VARIABLE: addresses.kafka, DATABASE_VARIABLE: addresses.database_url}
-        if addresses.bank_url:
-            found |= {SIMULATORS["bank"]: addresses.bank_url, SIMULATORS["mapper"]: addresses.mapper_url}
-        return found
+        urls = {variable: str(getattr(addresses, f"{name}_url")) for name, variable in SIMULATORS.items()}
+        return found | {variable: url for variable, url in urls.items() if url}
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         """Start a process that is kept running until it is stopped. `cwd` is the root of the checkout by default.
@@ -221,8 +227,9 @@ def compose(stack: Stack, supervisor: subprocess.Popen[bytes] | None, simulators
     finally:
         pool.shutdown(wait=False)  # after Ctrl-C nobody waits for a start that is given up
     if simulators:
-        urls = {f"{name}_url": start_simulator(stack, name, running) for name in SIMULATORS}
-        stack._ask("publish", **urls)
+        with ThreadPoolExecutor() as side_by_side:
+            urls = side_by_side.map(lambda name: start_simulator(stack, name, running), SIMULATORS)
+            stack._ask("publish", **{f"{name}_url": url for name, url in zip(SIMULATORS, urls, strict=True)})
 
 
 def start_broker(stack: Stack, running: set[str]) -> str:

@@ -10,6 +10,7 @@ for name in (
     "cryptography.hazmat.primitives.ciphers.aead",
     "httpcore",
     "httpx",
+    "jinja2.sandbox",
     "mt940",
     "prometheus_client",
     "psycopg2.extras",

@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from libs.local import kafka, postgres
 from libs.local.process import started_at
-from libs.local.stack import Stack, StackError, attach, down, owned, up
+from libs.local.stack import SIMULATORS, Stack, StackError, attach, down, owned, up
 from libs.local.supervisor import ROOT, read_state, socket_folder
 
 GONE_LIMIT_SECONDS = 20
@@ -97,9 +97,9 @@ def test_owned_stack_leaves_no_process_and_no_folder() -> None:
     with owned(simulators=True, name="test") as stack:
         stack.start("sleeper", SLEEPER)
         found = processes(stack.data_dir)
-        assert {process.name for process in stack.status()} == {"broker", "database", "bank", "mapper", "sleeper"}
+        assert {process.name for process in stack.status()} == {"broker", "database", *SIMULATORS, "sleeper"}
         assert all(process.alive and process.restarts == 0 for process in stack.status())
-        for simulator in ("ALMONER_BANK_URL", "ALMONER_MAPPER_URL"):
+        for simulator in SIMULATORS.values():
             assert httpx.get(f"{stack.env[simulator]}/healthz").status_code == 200
     assert_gone(found)
     assert not stack.data_dir.exists()

@@ -1,0 +1,57 @@
+"""A folder in which each notice becomes a mail as a file, for whoever prints or hands them out. The same notice is the same file."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from libs.common.workqueue import MARGIN_SECONDS, Claim, NotSent, must_not_outlast
+from services.notifications.adapters.mail import Unaddressable, compose
+from services.notifications.domain import ADDRESS_UNUSABLE, SENT, Outcome
+from services.notifications.ports import Message
+
+
+class Folder:
+    """A `ports.Channel`."""
+
+    key_seconds = float("inf")  # written again it is still one file
+    renders = True
+    needs_email = False
+
+    def __init__(self, folder: Path, sender: str) -> None:
+        self._folder = folder
+        self._sender = sender
+
+    async def send(self, _client: httpx.AsyncClient, claim: Claim, messages: Sequence[Message]) -> list[Outcome] | NotSent:
+        must_not_outlast(claim, claim.timeout_seconds + MARGIN_SECONDS)
+        try:
+            return await asyncio.to_thread(self._write_all, messages)
+        except OSError as error:
+            return NotSent("FOLDER", f"can't be written: {os.strerror(error.errno or 0)}", outage=True)
+
+    def _write_all(self, messages: Sequence[Message]) -> list[Outcome]:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        outcomes = []
+        for message in messages:
+            try:
+                self._write(f"{message.kind.lower()}-{message.notice_id}.eml", compose(message, self._sender, ""))
+                outcomes.append(SENT)
+            except Unaddressable as error:
+                outcomes.append(Outcome("FAILED", ADDRESS_UNUSABLE, str(error)))
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the names as well
+        finally:
+            os.close(folder)
+        return outcomes
+
+    def _write(self, name: str, content: bytes) -> None:
+        """All of it or nothing: whoever reads the folder never sees a part."""
+        draft = self._folder / f".{name}.part"  # one left by a process that died is written over
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._folder / name)

@@ -1,0 +1,206 @@
+"""What may go wrong with whoever passes notices on: each is sent once, or nobody knows and nobody sends it again."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from libs.common.contracts.operator import RetryWork
+from libs.local.client import MailAdmin, NovuAdmin
+from tests.integration.notifications.batches import (
+    COMMANDS,
+    Batch,
+    idle,
+    mailed,
+    notices,
+    run,
+    said,
+    states,
+    told,
+    until_states,
+)
+from tests.support.process import Process
+from tests.support.world import World
+
+NOBODY = {"WAREHOUSE_CHANNEL": "none", "AGENCY_CHANNEL": "none"}
+SOON = {
+    f"{name}_{limit}": text for name in ("NOVU", "SMTP") for limit, text in (("TIMEOUT_SECONDS", "1"), ("LEASE_SECONDS", "3.2"))
+}
+
+
+def die_at(tmp_path: Path, point: str, kind: str, number: str = "SIGKILL") -> dict[str, str]:
+    crash = {"AT": point, "KIND": kind, "MARK": str(tmp_path / "mark"), "SIGNAL": number}
+    return {f"ALMONER_CRASH_{name}": text for name, text in crash.items()}
+
+
+def died(process: Process) -> None:
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("point", ["call.after_claim", "call.after_first_byte", "call.after_answer", "call.after_settle"])
+def test_novu_gets_each_notice_once_whenever_the_process_dies(
+    world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path, point: str
+) -> None:
+    batch = Batch(world, 5)
+    first = run(world, novu, mail, **die_at(tmp_path, point, "novu"), **NOBODY, **SOON)
+    batch.publish(batch.allocated())
+    died(first)
+    run(world, novu, mail, **NOBODY, **SOON)
+    until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "SENT"): 5})
+    assert told(novu, batch) == [batch.person(number) for number in range(5)]
+    world.until(lambda: idle(world))
+    assert all(len(events) == 1 for events in said(world).values())
+
+
+@pytest.mark.parametrize(
+    ("point", "state", "mails"),
+    [
+        ("call.after_claim", "UNKNOWN", 0),
+        ("call.after_first_byte", "UNKNOWN", 0),
+        ("call.after_answer", "UNKNOWN", 3),
+        ("call.before_settle_commit", "UNKNOWN", 3),
+        ("call.after_settle", "SENT", 3),
+    ],
+)
+def test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_again(
+    world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path, point: str, state: str, mails: int
+) -> None:
+    batch = Batch(world, 3)
+    first = run(world, novu, mail, **die_at(tmp_path, point, "smtp"), BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    batch.publish(batch.allocated())
+    died(first)
+    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", state): 3})
+    world.until(lambda: idle(world))
+    assert len(mailed(mail, batch)) == mails
+    events = {event for row in notices(world, batch) if row.kind == "BENEFICIARY" for event in said(world)[str(row.notice_id)]}
+    assert events == {("Sent", "", "smtp") if state == "SENT" else ("Unknown", "ANSWER_LOST", "smtp")}
+
+
+def test_a_process_that_sleeps_through_its_lease_sends_no_mail(
+    world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path
+) -> None:
+    batch = Batch(world, 3)
+    crash = die_at(tmp_path, "call.after_claim", "smtp", "SIGSTOP")
+    frozen = run(world, novu, mail, **crash, BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    batch.publish(batch.allocated())
+    world.until((tmp_path / "mark").exists)
+    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    expected = {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "UNKNOWN"): 3}
+    until_states(world, batch, expected)
+    frozen.thaw()
+    world.until(lambda: frozen.logged("late settle refused"))
+    until_states(world, batch, expected)
+    assert mailed(mail, batch) == []
+
+
+def test_providers_that_are_out_of_order_are_waited_for_and_a_lost_answer_is_asked_for_by_its_key(
+    world: World, novu: NovuAdmin, mail: MailAdmin
+) -> None:
+    batch = Batch(world, 150)
+    for kind in ("error_500_after", "timeout_after", "error_503", "error_429", "nonsense"):
+        novu.add_fault(kind, count=1, seconds=0 if kind.startswith("error") else 5)
+    fault = novu.add_fault("down")
+    mail.add_fault("down", path="MAIL", count=3)
+    mail.add_fault("error_503", path="RCPT", count=1)
+    run(world, novu, mail, NOVU_BREAKER_FAILURES="3", **SOON)
+    batch.publish(batch.allocated())
+    world.until(lambda: next(one for one in novu.faults() if one["id"] == fault)["hits"] > 2)
+    novu.delete_faults(fault)
+    until_states(world, batch, {("WAREHOUSE", "SENT"): 1, ("AGENCY", "SENT"): 2, ("BENEFICIARY", "SENT"): 150})
+    assert told(novu, batch) == sorted(batch.person(number) for number in range(150))
+    assert len(mailed(mail, batch)) == 3
+    world.until(lambda: idle(world))
+    assert {events[0][0] for events in said(world).values()} == {"Sent"}
+    assert len(said(world)) == 153
+
+
+def test_a_refusal_is_of_one_person_and_tells_why_without_telling_whom(world: World, novu: NovuAdmin, mail: MailAdmin) -> None:
+    batch = Batch(world, 8)
+    novu.refuse({batch.person(2): "invalid_recipients"})
+    mail.refuse({f"{batch.agency(0)}@places.example": f"550 5.1.1 <{batch.agency(0)}@places.example> is nobody"})
+    run(world, novu, mail)
+    allocated = batch.allocated()
+    batch.publish(allocated)
+    until_states(
+        world,
+        batch,
+        {
+            ("WAREHOUSE", "SENT"): 1,
+            ("AGENCY", "SENT"): 1,
+            ("AGENCY", "FAILED"): 1,
+            ("BENEFICIARY", "SENT"): 7,
+            ("BENEFICIARY", "FAILED"): 1,
+        },
+    )
+    failed = {row.subject: (row.code, row.message) for row in notices(world, batch) if row.state == "FAILED"}
+    assert failed == {batch.ids[2]: ("REFUSED", "invalid_recipients"), batch.agency(0): ("REFUSED", "550 5.1.1")}
+
+
+def test_one_address_that_novu_cannot_take_does_not_keep_the_others_from_being_told(
+    world: World, novu: NovuAdmin, mail: MailAdmin
+) -> None:
+    batch = Batch(world, 6)
+    batch.email = lambda number: f"p{number}@.{'' if number == 3 else 'people.example'}"  # type: ignore[method-assign]
+    run(world, novu, mail, **NOBODY)
+    batch.publish(batch.allocated())
+    sent = {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "SENT"): 5}
+    until_states(world, batch, {**sent, ("BENEFICIARY", "FAILED"): 1})
+    assert told(novu, batch) == [batch.person(number) for number in range(6) if number != 3]
+    [failed] = [row for row in notices(world, batch) if row.state == "FAILED"]
+    assert (failed.subject, failed.code, failed.message) == (batch.ids[3], "REFUSED", "HTTP_422")
+
+
+def test_a_mail_that_is_taken_without_a_word_is_unknown_and_those_behind_it_go_out(
+    world: World, novu: NovuAdmin, mail: MailAdmin
+) -> None:
+    batch = Batch(world, 5)
+    mail.add_fault("timeout_after", path="DATA", count=1, seconds=10)
+    mail.refuse({batch.email(4): "450 4.2.1 busy"})
+    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    batch.publish(batch.allocated())
+    nobody = {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2}
+    expected = {**nobody, ("BENEFICIARY", "UNKNOWN"): 1, ("BENEFICIARY", "SENT"): 3, ("BENEFICIARY", "PENDING"): 1}
+    until_states(world, batch, expected)
+    mail.refuse()
+    until_states(world, batch, {**nobody, ("BENEFICIARY", "UNKNOWN"): 1, ("BENEFICIARY", "SENT"): 4})
+    assert [one["recipient"] for one in mailed(mail, batch)] == [batch.email(number) for number in range(5)]
+
+
+def test_what_somebody_has_to_mend_is_an_error_and_goes_out_once_it_is_mended(
+    world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path
+) -> None:
+    """A wrong key at Novu, and a template that fails for what is told now though it did for the sample."""
+    templates = tmp_path / "templates" / "en"
+    templates.mkdir(parents=True)
+    (templates / "agency.text.j2").write_text("{% if no_of_beneficiaries == 2 %}fine{% else %}{{ nothing }}{% endif %}")
+    novu.set(api_key="another")
+    batch = Batch(world, 6)
+    run(world, novu, mail, TEMPLATE_FOLDER=str(tmp_path / "templates"))
+    batch.publish(batch.allocated())
+    world.until(lambda: len(world.sql("notifications", "SELECT 1 FROM ops_work WHERE state = 'ERROR'")) == 2)
+    world.until(lambda: ("WAREHOUSE", "SENT") in states(world, batch))
+    pending = {(row.kind, row.code, row.message) for row in notices(world, batch) if row.state == "PENDING"}
+    assert pending == {
+        ("AGENCY", "TEMPLATE_FAILED", "en/agency.text.j2: UndefinedError: 'nothing' is undefined"),
+        ("BENEFICIARY", "HTTP_401", "Novu does not let us"),
+    }
+    (templates / "agency.text.j2").write_text("{{ no_of_beneficiaries }} people")
+    novu.set(api_key="key")
+    for kind in ("smtp", "novu"):
+        world.publish(COMMANDS, RetryWork(who="ops", why="mended", kind=kind), kind)
+    until_states(world, batch, {("WAREHOUSE", "SENT"): 1, ("AGENCY", "SENT"): 2, ("BENEFICIARY", "SENT"): 6})
+    assert told(novu, batch) == [batch.person(number) for number in range(6)]
+
+
+def test_a_template_that_fails_for_the_sample_ends_the_process_at_its_start(
+    world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path
+) -> None:
+    templates = tmp_path / "templates" / "en"
+    templates.mkdir(parents=True)
+    (templates / "beneficiary.smtp.html.j2").write_text("{{ beneficiary_nam }}")
+    process = run(world, novu, mail, TEMPLATE_FOLDER=str(tmp_path / "templates"))
+    assert process.wait() == 1
+    assert "en/beneficiary.smtp.html.j2: UndefinedError: 'beneficiary_nam' is undefined" in process.log_text()
+    assert os.fspath(tmp_path) not in process.log_text()
