@@ -49,7 +49,10 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Stages paused", "none", {"": "sum(max by (job, stage) (almoner_paused)) or vector(0)"}, red=1, span=4),
         Panel("Money unknown", "none", {"": "count(max by (programme, currency, kind) (almoner_unknown_minor)) or vector(0)"},
               "programmes and kinds of call", red=1, span=4),
-        Panel("Off balance", "none", {"": "max(almoner_books_off_balance_envelopes)"}, "envelopes", red=1, span=4),
+        Panel("Off balance", "none", {
+            "money": "max(almoner_books_off_balance_envelopes)",
+            "goods": "max(almoner_goods_off_balance_envelopes)",
+        }, "envelopes", red=1, span=4),
         Panel("Lag in messages", "short", {"{{job}} {{topic}}": f"job_topic:kafka_consumergroup_lag:sum{{{JOB}}}"},
               "a message carries up to 1,000 disbursements"),
         Panel("Lag in seconds (95 %)", "s", {"{{job}}": f"job:almoner_event_age_seconds:p95_5m{{{JOB}}}"},
@@ -101,6 +104,36 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Age of these gauges", "s",
               {"{{measure}}": 'time() - min by (measure) (almoner_measured_timestamp_seconds{measure=~"money|books"})'}, span=12),
     ],
+    "Goods and agency cash": [
+        Panel("Entitlements held", "short",
+              {"{{programme}} {{reason}} ({{unit}})": "max by (programme, unit, reason) (almoner_entitlements_held_people)"},
+              "of goods; what is held of agency cash is money", stacked=True),
+        Panel("Goods held", "short",
+              {"{{programme}} {{reason}} × {{unit}}": "max by (programme, unit, reason) (almoner_entitlements_held_minor)"},
+              "each in its own unit"),
+        Panel("Not announced", "s", {"": "max(almoner_announce_oldest_seconds)"},
+              "how long the oldest envelope could have been announced, and nothing was said of it"),
+        Panel("Age of warehouses and agencies", "s", {"{{source}}": "max by (source) (almoner_reference_age_seconds)"},
+              "since PBMS was read, or a topic said anything"),
+        Panel("Balance", "none", {
+            "off balance": "max(almoner_goods_off_balance_envelopes)",
+            "looked at": "max(almoner_goods_checked_envelopes)",
+        }, "envelopes that still move, or moved within a day"),
+        Panel("Age of these gauges", "s",
+              {"{{measure}}": 'time() - min by (measure) (almoner_measured_timestamp_seconds{measure=~"entitlements|goods"})'}),
+    ],
+    "Notices": [
+        Panel("Open", "short", {"{{state}}": "max by (state) (almoner_notices_open)"}),
+        Panel("Oldest that waits", "s", {"": "max(almoner_notices_oldest_seconds)"}),
+        Panel("Failed within a day", "short", {"{{kind}} {{code}}": "max by (kind, code) (almoner_notices_failed)"},
+              "and not sent again since", stacked=True),
+        Panel("Mailings a second", "ops",
+              {"{{kind}} {{outcome}}": 'sum by (kind, outcome) (rate(almoner_calls_total{kind=~"novu|smtp|file"}[5m]))'},
+              "a mailing carries up to 100 notices"),
+        Panel("Payments parked", "short", {"": "max(almoner_payments_parked)"}, "of people whose part of the batch has not come"),
+        Panel("Age of these gauges", "s",
+              {"{{measure}}": 'time() - min by (measure) (almoner_measured_timestamp_seconds{measure="notices"})'}),
+    ],
     "Runtime": [
         Panel("Outbox", "short", {
             "{{job}}": f"max by (job) (almoner_outbox_rows{{{JOB}}})",
@@ -124,7 +157,7 @@ def built() -> str:
         .uid("almoner")
         .tags(["almoner"])
         .description(
-            "Delivery of benefits: lag, stages, outside calls, money, runtime. Written by deploy/grafana/dashboard.py."
+            "Delivery of benefits: lag, stages, outside calls, money, goods, notices, runtime. Written by deploy/grafana/dashboard.py."
         )
         .refresh("30s")
         .time("now-3h", "now")

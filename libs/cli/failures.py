@@ -83,6 +83,8 @@ def _command(service: str, row: Any) -> str:
     match row.state:
         case "ERROR":
             return f"almoner retry --kind {row.kind} --code {row.code}"
+        case "UNKNOWN" if service == "notifications":  # settled notice by notice: a call carries many
+            return "almoner notices --state unknown"
         case "UNKNOWN":
             return f"almoner settle-unknown {row.kind} {row.subject} --evidence … --happened …"
         case "DEAD LETTER":

@@ -356,7 +356,8 @@ def attention(views: Views) -> list[str]:
         for row in views.rows(
             f"SELECT kind, state, rows FROM {service}.ops_work_summary WHERE state IN ('ERROR', 'UNKNOWN') ORDER BY 1, 2"
         ):
-            verb = f"retry --kind {row.kind}" if row.state == "ERROR" else "settle-unknown"
+            doubtful = "notices --state unknown" if service == "notifications" else "settle-unknown"
+            verb = f"retry --kind {row.kind}" if row.state == "ERROR" else doubtful
             found.append(f"{service}: {row.rows:,} × {row.kind} in {row.state} (almoner {verb})")
         letters = views.one(f"SELECT count(*) AS n FROM {service}.ops_dead_letters WHERE state = 'OPEN'").n
         if letters:

@@ -8,7 +8,15 @@ import pytest
 from tests.deploy.promtool import promtool
 from tests.support.world import World
 
-BANKLESS = {"ALMONER_FUNDS_BANKS": "{}", "ALMONER_FUNDS_SPONSORS": "{}"}
+# Each with neither bank nor PBMS nor mail server, and a gauge of its own.
+SERVICES = {
+    "funds": ("almoner_books_off_balance_envelopes", {"BANKS": "{}", "SPONSORS": "{}"}),
+    "allocation": ("almoner_goods_off_balance_envelopes", {"REFERENCE_SOURCE": "topic"}),
+    "notifications": (
+        "almoner_notices_oldest_seconds",
+        {"WAREHOUSE_CHANNEL": "none", "AGENCY_CHANNEL": "none", "BENEFICIARY_CHANNEL": "none"},
+    ),
+}
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
 
 
@@ -19,8 +27,14 @@ def test_promtool_agrees(what: str, file: str) -> None:
     assert "SUCCESS" in done.stdout
 
 
-def test_promtool_finds_no_fault_with_what_a_service_shows(world: World) -> None:
-    shown = world.run("funds", **BANKLESS).get("/metrics").text
-    assert "almoner_books_off_balance_envelopes" in shown
+@pytest.mark.parametrize("service", SERVICES)
+def test_promtool_finds_no_fault_with_what_a_service_shows(world: World, service: str) -> None:
+    gauge, settings = SERVICES[service]
+    shown = (
+        world.run(service, **{f"ALMONER_{service.upper()}_{name}": text for name, text in settings.items()})
+        .get("/metrics")
+        .text
+    )
+    assert gauge in shown
     done = subprocess.run([promtool(), "check", "metrics"], input=shown, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -119,6 +119,10 @@ def test_every_kind_of_failure_is_listed_with_what_helps(alone: Almoner, resolut
            ('check', 'e/1', 1, 'PENDING', 'BUG', 'TypeError', 'c'), ('check', 'e/2', 1, 'PENDING', 'NOT_REACHED', '', 'c'),
            ('check', 'e/3', 1, 'DONE', NULL, NULL, 'c')""",
     )
+    world.sql(
+        "notifications",
+        "INSERT INTO work (kind, subject, lock_key, state, code, cause_id) VALUES ('smtp', '5', 1, 'UNKNOWN', 'ANSWER_LOST', 'c')",
+    )
     publish_broken(world, "one")
     [letter] = world.until(lambda: letters_of(world))
     found = {(row["service"], row["kind"]): row for row in alone.json("failures")}
@@ -128,11 +132,14 @@ def test_every_kind_of_failure_is_listed_with_what_helps(alone: Almoner, resolut
         ("ingestion", "cut"): ("BUG", "ValueError", 1),
         ("funds", "dispatch"): ("UNKNOWN", "NO_ANSWER", 2),
         ("funds", "check"): ("BUG", "BUG", 1),
+        ("notifications", "smtp"): ("UNKNOWN", "ANSWER_LOST", 1),
         ("resolution", BATCHES): ("DEAD LETTER", "INVALID_DATA", 1),
     }
     commands = {name: row["command"] for name, row in found.items()}
     assert commands["ingestion", "read-statement"] == "almoner retry --kind read-statement --code KeyError"
     assert commands["funds", "dispatch"].startswith("almoner settle-unknown dispatch 7 ")
+    assert commands["notifications", "smtp"] == "almoner notices --state unknown"
+    assert "notifications: 1 × smtp in UNKNOWN (almoner notices --state unknown)" in alone.almoner("status")
     assert commands["resolution", BATCHES] == f"almoner dlq show resolution {letter}"
     assert "1 × read-statement" in alone.almoner("retry", "--dry-run")  # and nothing else is in ERROR
     assert "No such work is in ERROR." in alone.almoner("retry", "--kind", "dispatch", "--yes")

@@ -91,7 +91,7 @@ def test_every_command_of_the_runbook_exists(line: str) -> None:
     words = line.split()
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
-    options = {option for parameter in command.params for option in parameter.opts}
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("-")} <= options
 
 
