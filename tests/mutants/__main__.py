@@ -33,6 +33,7 @@ RESOLVE = "tests/integration/resolution/test_resolve.py"
 OPERATIONS = "tests/integration/funds/test_operations.py"
 AGENCIES = "tests/integration/funds/test_agencies.py"
 REPAY = "tests/integration/funds/test_repay.py"
+PROVIDERS = "tests/integration/notifications/test_providers.py"
 TWO_BANKS = "tests/integration/funds/test_two_banks.py::test_a_bank_that_asks_for_time_stops_no_calls_to_another"
 
 
@@ -288,6 +289,34 @@ MUTANTS = [
         "WHERE kind = %(kind)s AND state = 'ERROR'\n",
         "WHERE kind = %(kind)s AND state = 'NONE'\n",
         (ENDS_IN_ERROR,),
+    ),
+    Mutant(
+        "the choice of a place: by chance, so that a repeat chooses another",
+        "services/allocation/domain.py",
+        "        return -self.coverage, self.load, self.id\n",
+        "        return 0, __import__('random').randrange(10**9), self.id\n",
+        ("tests/unit/allocation/test_choice.py",),
+    ),
+    Mutant(
+        "capacity: a place takes whatever comes",
+        "services/allocation/domain.py",
+        "        return self.room is None or minor <= self.room\n",
+        "        return True\n",
+        ("tests/unit/allocation/test_choice.py",),
+    ),
+    Mutant(
+        "a notice's key: each attempt has one of its own",
+        "services/notifications/adapters/novu.py",
+        "str(claim.idempotency_key)",
+        "str(claim.lease_token)",
+        (f"{PROVIDERS}::test_novu_gets_each_notice_once_whenever_the_process_dies",),
+    ),
+    Mutant(
+        "a mail whose answer was lost: it is sent again",
+        "services/notifications/adapters/smtp.py",
+        "    key_seconds = 0.0\n",
+        "    key_seconds = 60.0\n",
+        (f"{PROVIDERS}::test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_again",),
     ),
 ]
 
