@@ -283,7 +283,7 @@ def candidates(tx: Tx, envelope_id: UUID, source: str, zones: Sequence[tuple[str
             JOIN place_zones z ON z.source = %(source)s AND z.kind = asked.kind AND z.zone_id = asked.zone_id
             JOIN envelopes e ON e.envelope_id = %(id)s
             JOIN serves s ON s.source = z.source AND s.kind = z.kind AND s.id = z.id
-                 AND s.programme_id = e.programme_id AND s.benefit_code_id = e.benefit_code_id
+                 AND s.programme_id = e.programme_id AND s.benefit_code_id = e.benefit_code_id AND (e.goods OR s.has_account)
             JOIN coverage v ON v.kind = z.kind AND v.id = z.id {_LOAD}""",
         id=envelope_id,
         source=source,
@@ -297,7 +297,7 @@ def place_for(tx: Tx, envelope_id: UUID, source: str, kind: str, zone_id: str, p
     return tx.rows(
         f"""SELECT {_ROOM} FROM envelopes e
             JOIN serves s ON s.source = %(source)s AND s.kind = %(kind)s AND s.id = %(place)s
-                 AND s.programme_id = e.programme_id AND s.benefit_code_id = e.benefit_code_id
+                 AND s.programme_id = e.programme_id AND s.benefit_code_id = e.benefit_code_id AND (e.goods OR s.has_account)
             JOIN place_zones z ON z.source = s.source AND z.kind = s.kind AND z.id = s.id AND z.zone_id = %(zone)s {_LOAD}
             WHERE e.envelope_id = %(id)s""",
         id=envelope_id,
@@ -751,9 +751,18 @@ def put_places(tx: Tx, source: str, rows: Sequence[Place]) -> int:
     listings = [place.listing for place in ordered if (place.listing.kind, place.listing.id) in new]
     tx.copy(
         "serves",
-        ("source", "kind", "id", "programme_id", "benefit_code_id", "capacity_minor", "capacity_units"),
+        ("source", "kind", "id", "programme_id", "benefit_code_id", "capacity_minor", "capacity_units", "has_account"),
         [
-            (source, one.kind, one.id, s.programme_id, s.benefit_code_id, s.capacity_minor, s.capacity_units)
+            (
+                source,
+                one.kind,
+                one.id,
+                s.programme_id,
+                s.benefit_code_id,
+                s.capacity_minor,
+                s.capacity_units,
+                s.account is not None,
+            )
             for one in listings
             for s in one.serves
         ],

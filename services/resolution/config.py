@@ -61,8 +61,8 @@ def _database(text: SecretStr) -> SecretStr:
     return text
 
 
-Name = Annotated[str, Field(min_length=1, max_length=63, pattern="^[^\x00]+$")]
-NameOrNone = Annotated[str, Field(max_length=63, pattern="^[^\x00]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[^\x00]+$")]
+NameOrNone = Annotated[str, Field(max_length=63, pattern=r"^[^\x00]*$")]
 
 
 class RegistrySettings(BaseModel):
@@ -76,7 +76,7 @@ class RegistrySettings(BaseModel):
     url: Annotated[SecretStr, AfterValidator(_database)] = Field(
         default=SecretStr(""), description="SQLAlchemy URL of its database, for a role that may only SELECT"
     )
-    table: Annotated[str, Field(min_length=1, max_length=127, pattern="^[^\x00]+$")] = Field(
+    table: Annotated[str, Field(min_length=1, max_length=127, pattern=r"^[^\x00]+$")] = Field(
         default="g2p_farmer_registry", description="a table or view, one row a person; its name, or schema.name"
     )
     id: Name = Field(default="link_registry_id", description="column of the beneficiary id: text, with an index")

@@ -98,7 +98,9 @@ class Smtp:
     def _connect(self, timeout_seconds: float) -> smtplib.SMTP:
         named = self._sender.rpartition("@")[2]  # or the library would ask the name service who we are
         if self._security == "tls":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(self._host, self._port, named, timeout=timeout_seconds, context=self._context)
+            server: smtplib.SMTP = smtplib.SMTP_SSL(
+                self._host, self._port, named, timeout=timeout_seconds, context=self._context
+            )
         else:
             server = smtplib.SMTP(self._host, self._port, named, timeout=timeout_seconds)
         try:

@@ -84,8 +84,8 @@ def test_goods_from_zones_to_places(allocating: Allocating) -> None:
         assert not any(secret in process.log_text() for secret in ("Name of", "a11@", "4711", "store@"))
 
 
-def test_agency_cash_needs_no_warehouse_and_names_everybody(allocating: Allocating) -> None:
-    allocating.put(agency(11, "L1-s1"))
+def test_agency_cash_needs_no_warehouse_but_an_account_and_names_everybody(allocating: Allocating) -> None:
+    allocating.put(agency(11, "L1-s1", account="#ACCOUNT#4711#"), agency(12, "L1-s2"))
     envelope, other = Envelope("CASH_PHYSICAL"), Envelope("CASH_PHYSICAL")
     batch, unfinished = envelope.batch("L1-s1", "L1-s2", None, minor=125_050), other.batch("L1-s1", "L1-s2")
     allocating.run()
@@ -94,6 +94,7 @@ def test_agency_cash_needs_no_warehouse_and_names_everybody(allocating: Allocati
     one = said[envelope.id]
     assert (one.zones[0].warehouse, one.zones[0].agency.id, one.total_minor) == (None, "11", 125_050)
     assert {(held.disbursement_id, held.reason) for held in one.held} == {("D1-1", "NO_AGENCY"), ("D1-2", "NOT_IN_REGISTRY")}
+    assert "no agency with an account serves small zone L1-s2" in {held.message for held in one.held}
     # Funds can answer a cancellation only when it has been told of everybody; nobody is cancelled here.
     assert (said[other.id].count, said[other.id].held_count) == (1, 1)
     allocating.quiet()

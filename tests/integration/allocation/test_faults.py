@@ -126,7 +126,8 @@ def test_two_that_plan_at_the_same_moment_share_what_a_place_can_take(allocating
         "allocation",
         """INSERT INTO places (source, kind, id, mnemonic, name, sealed, digest, gone)
            SELECT 'topic', kind, '1', '', '', '', '', false FROM unnest(ARRAY['warehouse', 'agency']) AS kind;
-           INSERT INTO serves SELECT 'topic', kind, '1', 'RICE', 'SEED-01', NULL, 10 FROM unnest(ARRAY['warehouse', 'agency']) AS kind;
+           INSERT INTO serves SELECT 'topic', kind, '1', 'RICE', 'SEED-01', NULL, 10, true
+           FROM unnest(ARRAY['warehouse', 'agency']) AS kind;
            INSERT INTO place_zones VALUES ('topic', 'warehouse', 'L1', '1'), ('topic', 'agency', 'L1-s1', '1')""",
     )
     envelopes = [Envelope(), Envelope()]

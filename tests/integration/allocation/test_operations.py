@@ -27,7 +27,7 @@ def test_zones_are_reassigned_before_anybody_is_told(allocating: Allocating, wor
     allocating.put(
         warehouse(1, "L1"),
         warehouse(2, "L1"),
-        agency(11, "L1-s1", "L1-s2"),
+        agency(11, "L1-s1", "L1-s2", account="#ACCOUNT#4711#"),
         agency(12, "L1-s1", capacity="3.1"),
         agency(13, "L1-s1", capacity="1"),
         agency(14, "L1-s2"),

@@ -78,6 +78,10 @@ def test_pbms_as_it_is(allocating: Allocating, world: World) -> None:
     allocating.until_state(second, held=1)
     pbms(allocating, "INSERT INTO g2p_agency (id, name) VALUES (12, 'Opened anew')")
     allocating.refresh()
+    world.until(lambda: len(world.sql("allocation", "SELECT 1 FROM ops_places WHERE NOT 'x' = name")) == 2)
+    allocating.until_state(second, held=1)  # it is back, and has no account that cash could be paid into
+    pbms(allocating, "UPDATE g2p_agency SET additional_info = '#ACCOUNT#33#' WHERE id = 12")
+    allocating.refresh()
     allocating.until_state(second, allocated=1)
 
 

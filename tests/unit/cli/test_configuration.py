@@ -80,7 +80,14 @@ def test_every_stage_has_all_its_limits(services: dict[str, dict[str, Any]]) -> 
     """On or off, at once, in one claim, how often, how long, how many times."""
     limits = "ENABLED CONCURRENCY CLAIM_MAX_CALLS POLL_SECONDS TIMEOUT_SECONDS LEASE_SECONDS MAX_ATTEMPTS".split()
     known = {one["variable"] for service in services.values() for one in service["settings"]}
-    stages: tuple[str, ...] = ("RESOLUTION_RESOLVE", "FUNDS_CHECK", "FUNDS_BLOCK", "FUNDS_DISPATCH", "FUNDS_RELEASE", "RESOLUTION_LOCATE")
+    stages: tuple[str, ...] = (
+        "RESOLUTION_RESOLVE",
+        "FUNDS_CHECK",
+        "FUNDS_BLOCK",
+        "FUNDS_DISPATCH",
+        "FUNDS_RELEASE",
+        "RESOLUTION_LOCATE",
+    )
     stages += ("ALLOCATION_REFERENCE", "NOTIFICATIONS_NOVU", "NOTIFICATIONS_SMTP", "NOTIFICATIONS_FILE")
     assert {f"ALMONER_{stage}_{limit}" for stage in stages for limit in limits} <= known
 

@@ -126,7 +126,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_jobs_are_added_to_those_that_are_there_anyway(environment: pytest.MonkeyPatch) -> None:
-    assert Settings().schedules.keys() == DEFAULTS.keys() == {"expire-parked", "funds-due"}
+    assert Settings().schedules.keys() == DEFAULTS.keys() == {"expire-parked", "funds-due", "reference-due"}
     environment.setenv(
         "ALMONER_SCHEDULER_JOBS",
         '{"funds-due": {"cron": "0 6 * * 1-5", "time_zone": "Africa/Dakar"}, "sweep": {"interval_seconds": 5}}',
