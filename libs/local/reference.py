@@ -100,7 +100,7 @@ class Reference:
             cursor.execute("CREATE TEMP TABLE new (LIKE g2p_farmer_registry)")
             cursor.copy_expert(f"COPY new ({columns}) FROM STDIN", io.StringIO(text))
             cursor.execute(
-                f"""INSERT INTO g2p_farmer_registry ({columns}) SELECT {columns} FROM new
+                f"""INSERT INTO g2p_farmer_registry ({columns}) SELECT DISTINCT ON (link_registry_id) {columns} FROM new
                     ON CONFLICT (link_registry_id) DO UPDATE SET large_area_id = excluded.large_area_id,
                         large_area_code = excluded.large_area_code, small_area_id = excluded.small_area_id,
                         small_area_code = excluded.small_area_code"""

@@ -91,7 +91,8 @@ def _field(model: type[EventData], document: dict[str, Any], field: str) -> st.S
     code = FIELD_CODES.get(field, "INVALID_DATA")
     # Control totals may be found not to add up as well; a programme's own fields have codes of their own.
     expected = [(code, f"/{field}(/.*)?"), ("INVALID_DISBURSEMENT_FREQUENCY", "/cycle/frequency")]
-    return _WRONG.map(lambda value: Hostile(_TOPIC[model], _of(document, field, value), expected, _type(model)))
+    wrong = _WRONG.filter(lambda value: value is not None) if field == "measurement_unit" else _WRONG  # cash has none
+    return wrong.map(lambda value: Hostile(_TOPIC[model], _of(document, field, value), expected, _type(model)))
 
 
 _FIELDS = st.one_of(

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libs.cli import sample
-from libs.local.client import BankAdmin, MapperAdmin, SimulatorProcess
+from libs.local.client import BankAdmin, MailAdmin, MapperAdmin, NovuAdmin, SimulatorProcess
+from libs.local.reference import Reference
 from libs.local.supervisor import ROOT
 from tests.support.world import World
 
@@ -97,6 +99,8 @@ def town(world: World, tmp_path: Path, limits: dict[str, str]) -> Iterator[Town]
         world.topics("ingestion.results.v1", "funds.commands.v1", "funds.payments.v1", "funds.envelopes.v1")
         world.run("scheduler")
         ingestion = world.run("ingestion", ALMONER_INGESTION_STATEMENT_TOKENS=json.dumps({"full": TOKEN}))
+        registries = json.dumps({"default": {"url": Reference(world.database_url, prefix=world.name).registry_url}})
+        world.env["ALMONER_RESOLUTION_REGISTRIES"] = registries  # which is there where `places` is
         world.run("resolution", **limits, ALMONER_RESOLUTION_MAPPER_URL=mapper_process.base_url)
         world.run("funds", **limits, ALMONER_FUNDS_BANKS=json.dumps(banks), ALMONER_FUNDS_SPONSORS=json.dumps(sponsors))
         for profile in ("full", "example"):
@@ -105,3 +109,36 @@ def town(world: World, tmp_path: Path, limits: dict[str, str]) -> Iterator[Town]
         for process in world.processes:
             world.until(process.ready, what=f"{process.name} being ready")
         yield Town(world, tmp_path, bank, mapper)
+
+
+@contextmanager
+def places(world: World, folder: Path) -> Iterator[Reference]:
+    """Allocation and notifications, with a registry and a PBMS that are empty, a Novu and a mail server."""
+    reference = Reference(world.database_url, prefix=world.name)
+    reference.prepare()
+    with (
+        SimulatorProcess("novu", folder / "novu") as novu_process,
+        SimulatorProcess("mail", folder / "mail") as mail_process,
+        NovuAdmin(novu_process.base_url) as novu,
+        MailAdmin(mail_process.base_url) as mail,
+    ):
+        novu.set(api_key="key")
+        told = {
+            "WAREHOUSE_CHANNEL": "smtp",
+            "AGENCY_CHANNEL": "smtp",
+            "BENEFICIARY_CHANNEL": "novu",
+            "NOVU_URL": novu_process.base_url,
+            "NOVU_API_KEY": "key",
+            "SMTP_HOST": "127.0.0.1",
+            "SMTP_PORT": str(mail.smtp_port()),
+            "SMTP_SECURITY": "none",
+            "SMTP_SENDER": "almoner@example.org",
+        }
+        world.env.update({f"ALMONER_NOTIFICATIONS_{name}": value for name, value in told.items()})
+        world.env["ALMONER_RESOLUTION_REGISTRIES"] = json.dumps({"default": {"url": reference.registry_url}})
+        world.run("allocation", ALMONER_ALLOCATION_PBMS_URL=reference.pbms_url)
+        world.run("notifications")
+        yield reference
+        for process in world.processes:
+            process.kill()
+        reference.drop()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from libs.cli import sample
-from libs.local.client import BankAdmin, MailAdmin, NovuAdmin, SimulatorProcess
+from libs.local.client import BankAdmin, SimulatorProcess
 from libs.local.reference import Reference
-from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Almoner
+from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Almoner, places
 from tests.support.world import World
 
 PEOPLE = 80  # two in each zone
@@ -20,10 +20,9 @@ UNSERVED = "KE-4-10"  # the zone of the last agency
 class County(Almoner):
     """The command, and the services of goods and agency cash with everything around them."""
 
-    def __init__(self, world: World, folder: Path, reference: Reference, mail: MailAdmin) -> None:
+    def __init__(self, world: World, folder: Path, reference: Reference) -> None:
         super().__init__(world, folder)
         self.reference = reference
-        self.mail = mail
 
     def submit(self, name: str, *options: str, cash: bool = False) -> None:
         path = self.folder / f"{name}.csv"
@@ -41,41 +40,17 @@ class County(Almoner):
 
 @pytest.fixture
 def county(world: World, tmp_path: Path) -> Iterator[County]:
-    reference = Reference(world.database_url, prefix=world.name)
-    reference.prepare()
     with (
         SimulatorProcess("bank", tmp_path / "bank") as bank_process,
-        SimulatorProcess("novu", tmp_path / "novu") as novu_process,
-        SimulatorProcess("mail", tmp_path / "mail") as mail_process,
         BankAdmin(bank_process.base_url) as bank,
-        NovuAdmin(novu_process.base_url) as novu,
-        MailAdmin(mail_process.base_url) as mail,
+        places(world, tmp_path) as reference,
     ):
-        novu.set(api_key="key")
-        told = {
-            "WAREHOUSE_CHANNEL": "smtp",
-            "AGENCY_CHANNEL": "smtp",
-            "BENEFICIARY_CHANNEL": "novu",
-            "NOVU_URL": novu_process.base_url,
-            "NOVU_API_KEY": "key",
-            "SMTP_HOST": "127.0.0.1",
-            "SMTP_PORT": str(mail.smtp_port()),
-            "SMTP_SECURITY": "none",
-            "SMTP_SENDER": "almoner@example.org",
-        }
-        world.env.update({f"ALMONER_NOTIFICATIONS_{name}": value for name, value in told.items()})
         banks = {"FULL": {"adapter": "full", "url": f"{bank_process.base_url}/full"}}
         sponsors = {"default": {"bank": "FULL", "account": SPONSOR}}
         world.run("scheduler")
         ingestion = world.run("ingestion", ALMONER_INGESTION_STATEMENT_TOKENS=json.dumps({"full": TOKEN}))
-        world.run(
-            "resolution",
-            ALMONER_RESOLUTION_MAPPER_URL="http://127.0.0.1:1",
-            ALMONER_RESOLUTION_REGISTRIES=json.dumps({"default": {"url": reference.registry_url}}),
-        )
-        world.run("allocation", ALMONER_ALLOCATION_PBMS_URL=reference.pbms_url)
+        world.run("resolution", ALMONER_RESOLUTION_MAPPER_URL="http://127.0.0.1:1")
         world.run("funds", ALMONER_FUNDS_BANKS=json.dumps(banks), ALMONER_FUNDS_SPONSORS=json.dumps(sponsors))
-        world.run("notifications")
         bank.put_account("full", SPONSOR, CURRENCY, 10**12)
         bank.set_statements("full", callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
         people = dict.fromkeys(person for _, person, _, _ in sample.people(PEOPLE))
@@ -86,12 +61,9 @@ def county(world: World, tmp_path: Path) -> Iterator[County]:
             reference.put_agency(place)
         for process in world.processes:
             world.until(process.ready, what=f"{process.name} being ready")
-        found = County(world, tmp_path, reference, mail)
+        found = County(world, tmp_path, reference)
         found.almoner("refresh")
         yield found
-        for process in world.processes:
-            process.kill()
-        reference.drop()
 
 
 def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
@@ -118,8 +90,8 @@ def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
     county.until("RICE", allocated=77, held=3, planned=0)
     assert {one["reason"] for one in county.json("held", "RICE")} == {"NOT_IN_REGISTRY", "NO_AGENCY"}
     assert {one["waits_for"] for one in county.json("held")} == {"registry", "allocation"}
-    places = {(one["kind"], one["id"]): one["people"] for one in county.json("allocations", "RICE")}
-    assert (places["warehouse", other], places["agency", "1"]) == (19, 1)
+    served = {(one["kind"], one["id"]): one["people"] for one in county.json("allocations", "RICE")}
+    assert (served["warehouse", other], served["agency", "1"]) == (19, 1)
     assert county.run("reassign", "RICE", "KE-1", "1", "--kind", "warehouse", *why, code=1).stderr  # they have been told
 
     [stranger] = [one["beneficiary_id"] for one in county.json("held") if one["reason"] == "NOT_IN_REGISTRY"]

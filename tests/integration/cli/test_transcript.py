@@ -21,8 +21,9 @@ from libs.cli.app import app
 from libs.common.clock import utc_now
 from libs.common.contracts.ingestion import BatchCut
 from libs.local import mt940
+from libs.local.reference import Place, Reference
 from libs.local.supervisor import ROOT
-from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Town
+from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Town, places
 
 DOCUMENT = ROOT / "docs" / "cli.md"
 WRITE = "ALMONER_WRITE_TRANSCRIPT"
@@ -30,8 +31,10 @@ OF_A_STACK = {
     "up",
     "down",
     "demo",
+    "demo-goods",
     "bench",
     "simulate people",
+    "simulate places",
     "simulate reverse",
     "simulate lost-answer",
 }  # of a stack of their own
@@ -49,14 +52,16 @@ def limits() -> dict[str, str]:
 class Stage:
     """The town, and what the story's comments do to it or wait for."""
 
-    def __init__(self, town: Town) -> None:
+    def __init__(self, town: Town, reference: Reference) -> None:
         self.town = town
+        self.reference = reference
         today = utc_now().date()
         self.variables = {"TODAY": today.isoformat(), "NEXT_WEEK": (today + timedelta(days=7)).isoformat()}
         five = {"number_of_disbursements": 5, "number_of_beneficiaries": 4, "total": "20000.00"}
         (town.folder / "five.json").write_text(json.dumps(five))
         sample.write(town.folder / "people.csv", 20)
         sample.write(town.folder / "three.csv", 3)
+        sample.write_goods(town.folder / "rice.csv", 3)
         people = {person for _, person, _, _ in sample.people(3)}
         self.town.mapper.put_people((person, sample.address(person)) for person in sorted(people))
 
@@ -87,6 +92,11 @@ class Stage:
             "a message nobody can read comes to resolution": self.broken_message,
             "it is set aside anew": lambda: self.until("resolution", "SELECT 1 FROM ops_dead_letters WHERE id = 2"),
             "the bank writes a line that is nobody's": self.foreign_line,
+            "registry and PBMS know the season, but no agency of the fourth ward": lambda: self.season(sample.agencies()[:3]),
+            "RICE-1 is planned": lambda: self.until("allocation", "SELECT 1 FROM ops_envelopes WHERE planned = 2 AND held = 1"),
+            "RICE-1 is announced": lambda: self.until("allocation", "SELECT 1 FROM ops_envelopes WHERE allocated = 2"),
+            "the cooperative of the fourth ward opens": lambda: self.season(sample.agencies()[:4]),
+            "all of RICE-1 are told": self.all_told,
             "the statement is reconciled": lambda: self.until("funds", "SELECT 1 FROM ops_exceptions"),
         }
 
@@ -129,6 +139,23 @@ class Stage:
             "ingestion.batches.v1", b"key", b'{"broken": true}', {**headers, "content-type": "application/json"}
         )
         self.until("resolution", "SELECT 1 FROM ops_dead_letters")
+
+    def season(self, agencies: list[Place]) -> None:
+        self.reference.put_people((person, *sample.zone(person)) for _, person, _, _ in PEOPLE)
+        for place in (sample.warehouses()[0], sample.warehouses()[-1]):  # both of the first county
+            self.reference.put_warehouse(place)
+        for place in agencies:
+            self.reference.put_agency(place)
+
+    def all_told(self) -> None:
+        self.until("allocation", "SELECT 1 FROM ops_envelopes WHERE allocated = 3")
+        of_rice = "SELECT notice_id FROM ops_notices WHERE kind = 'AGENCY' AND subject = '3' AND state = 'SENT'"
+        self.until("notifications", of_rice)
+        self.until("notifications", "SELECT 1 FROM ops_notices WHERE kind = 'AGENCY' AND subject = '4' AND state = 'SENT'")
+        pending = "SELECT 1 WHERE NOT EXISTS (SELECT FROM ops_notices WHERE state = 'PENDING')"
+        self.until("notifications", pending)
+        [row] = self.town.world.sql("notifications", of_rice)
+        self.variables["NOTICE"] = str(row.notice_id)
 
     def foreign_line(self) -> None:
         text = mt940.statement(
@@ -235,8 +262,17 @@ def test_every_verb_is_in_the_document() -> None:
     assert [verb for verb in sorted(verbs - OF_A_STACK) if f"\n$ almoner {verb}" not in text] == []
 
 
-def test_the_story_of_the_command_line(town: Town) -> None:
-    stage = Stage(town)
+@pytest.fixture
+def reference(town: Town) -> Iterator[Reference]:
+    """The town has allocation and notifications, too."""
+    with places(town.world, town.folder) as found:
+        for process in town.world.processes:
+            town.world.until(process.ready, what=f"{process.name} being ready")
+        yield found
+
+
+def test_the_story_of_the_command_line(town: Town, reference: Reference) -> None:
+    stage = Stage(town, reference)
     plain = Plain(town.world.prefix, stage.variables["NEXT_WEEK"])
     directions = stage.directions()
 

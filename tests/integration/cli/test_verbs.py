@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from libs.cli import sample
+from libs.cli.watch import CONSUMERS
 from libs.common.clock import utc_now
 from libs.common.contracts.base import Mnemonic
 from libs.common.contracts.ingestion import BenefitCode, Cycle, EnvelopeAmended, EnvelopeSubmitted
@@ -17,7 +18,7 @@ def test_an_envelope_from_submission_to_settlement(town: Town) -> None:
     lines = [json.loads(line) for line in town.almoner("watch", "E1", "-o", "json").splitlines()]
     assert lines[-1]["at_rest"]
     assert (lines[-1]["declared"], lines[-1]["confirmed"], lines[-1]["held"]) == (50, 48, 2)
-    assert set(lines[-1]["lag"]) == {"ingestion", "resolution", "funds"}
+    assert set(lines[-1]["lag"]) == set(CONSUMERS)
 
     status = town.json("status", "E1")
     assert (status["stands"], status["confirmed"], status["unknown"]) == ("needs you", 48, 0)

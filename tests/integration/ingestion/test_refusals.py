@@ -50,7 +50,11 @@ CHUNK = chunk("e1", disbursements(1, 2))
 SHAPES: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = [
     (ENVELOPE, {"programme": {"id": ""}}, [("INVALID_PROGRAM", "/programme/id")]),
     (ENVELOPE, {"benefit_code": {"id": "x", "type": "GOLD"}}, [("INVALID_BENEFIT_CODE", "/benefit_code/type")]),
-    (ENVELOPE, {"benefit_code": {"id": "x", "type": "SERVICE"}}, [("INVALID_BENEFIT_CODE", "/benefit_code/type")]),
+    (
+        ENVELOPE,
+        {"benefit_code": {"id": "x", "type": "SERVICE"}},
+        [("INVALID_CURRENCY", "/currency"), ("INVALID_MEASUREMENT_UNIT", "/measurement_unit")],
+    ),
     (ENVELOPE, {"cycle": "May"}, [("INVALID_CYCLE", "/cycle")]),
     (ENVELOPE, {"cycle": {"id": "1", "frequency": "Hourly"}}, [("INVALID_DISBURSEMENT_FREQUENCY", "/cycle/frequency")]),
     (ENVELOPE, {"number_of_beneficiaries": 0}, [("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries")]),

@@ -132,7 +132,7 @@ def test_jobs_are_added_to_those_that_are_there_anyway(environment: pytest.Monke
         '{"funds-due": {"cron": "0 6 * * 1-5", "time_zone": "Africa/Dakar"}, "sweep": {"interval_seconds": 5}}',
     )
     schedules = Settings().schedules
-    assert schedules.keys() == {"expire-parked", "funds-due", "sweep"}
+    assert schedules.keys() == {"expire-parked", "funds-due", "reference-due", "sweep"}
     assert schedules["funds-due"] == Schedule(cron="0 6 * * 1-5", time_zone="Africa/Dakar")
 
 
