@@ -58,6 +58,9 @@ class ServiceSettings(BaseSettings):
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, and worse")
     pool_size: int = Field(default=10, ge=2, le=100, description="database connections")
     shutdown_seconds: float = Field(default=25.0, gt=0, description="drain, commit, leave the group; then the process ends")
+    measure_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="between two looks at what the gauges of /metrics show"
+    )
     consume_max_messages: int = Field(default=500, ge=1, le=10_000, description="per transaction")
     consume_max_bytes: int = Field(default=2_000_000, ge=100_000, description="per transaction")
     consume_max_failures: int = Field(default=5, ge=1, description="of one message, before it is set aside")

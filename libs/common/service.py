@@ -30,7 +30,6 @@ from libs.common.relay import Relay
 from libs.common.workqueue import CallOut, Worker
 
 _LIVE_SECONDS = 60
-_HOUSE_SECONDS = 5.0
 _MEASURE_SECONDS = 10  # no gauge is worth more of the database, nor of the time there is to stop in
 _PUBLISH_SECONDS = 2.0  # the relay's own at the end, whoever has used up the rest
 
@@ -39,7 +38,8 @@ _log = log.get("service")
 
 @dataclass(frozen=True)
 class Measure:
-    """Gauges to be read from the database every so many seconds, each time in a transaction of their own."""
+    """Gauges to be read from the database every so many seconds (at the next look after them), each time in a transaction of their
+    own."""
 
     name: str
     every_seconds: float
@@ -239,7 +239,7 @@ class _Process:
 
     def _keep_house(self) -> None:
         """Every few seconds: the gauges that are due; once an hour: the inbox's partitions."""
-        measures = [Measure("runtime", _HOUSE_SECONDS, self._measure), *self.parts.measures]
+        measures = [Measure("runtime", 0.0, self._measure), *self.parts.measures]
         due = dict.fromkeys(measures, 0.0)
         hourly = time.monotonic() + 3600
         while True:
@@ -254,7 +254,7 @@ class _Process:
                     hourly = time.monotonic() + 3600
             except Transient as error:
                 _log.warning("database", error=str(error))
-            if self.stop.wait(_HOUSE_SECONDS):
+            if self.stop.wait(self.settings.measure_seconds):
                 return
 
     def _take(self, measure: Measure) -> None:

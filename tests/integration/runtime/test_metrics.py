@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from libs.common.contracts import operator
 from tests.support.other_side import OtherSide
 from tests.support.probe.contracts import Ask, Decide, Note
@@ -15,6 +17,11 @@ WHO: Any = {"who": "ann", "why": "a test"}
 def series(process: Process, name: str) -> list[str]:
     """The samples of a metric, as they are written."""
     return [line for line in process.get("/metrics").text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+
+
+@pytest.fixture(autouse=True)
+def _measured_often(world: World) -> None:
+    world.env["ALMONER_MEASURE_SECONDS"] = "0.2"
 
 
 def test_dead_letters_are_open_until_they_are_dealt_with(world: World) -> None:
