@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from libs.common.contracts import allocation, operator
-from tests.integration.allocation.goods import Allocating, Envelope, agency, warehouse
+from tests.integration.allocation.goods import COMMANDS, ENVELOPES, IN, Allocating, Envelope, agency, warehouse
 from tests.support.world import World
 
 STEPS = 18
@@ -119,14 +119,11 @@ class Life:
                        UNION ALL SELECT 'work' FROM work WHERE state IN ('PENDING', 'CLAIMED')
                        UNION ALL SELECT job FROM due WHERE job NOT IN (SELECT stage FROM paused)"""
         known = [one for one in self.envelopes if one.parts]
-        sent = len([part for envelope in known for part in envelope.parts])
-        self.world.until(
-            lambda: (
-                len(self.world.sql("allocation", "SELECT 1 FROM arrivals")) == sent
-                and not self.world.sql("allocation", under_way)
-            ),
-            what="rest",
-        )
+        sent = sum(len(self.world.messages(topic)) for topic in (IN, ENVELOPES, COMMANDS))
+        read = "SELECT coalesce(sum(next_offset), 0)::bigint AS n FROM consumed WHERE topic LIKE ANY(%(topics)s)"
+        topics = [f"%{topic}" for topic in (IN, ENVELOPES, COMMANDS)]
+        self.world.until(lambda: self.world.sql("allocation", read, topics=topics)[0].n >= sent, what="all of it being read")
+        self.world.until(lambda: not self.world.sql("allocation", under_way), what="rest")
         self.allocating.check(*known)
 
     def end(self) -> None:
