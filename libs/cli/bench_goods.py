@@ -71,7 +71,7 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
                 wait_until_allocated(views, envelope_id, size)
                 wait_until_told(views, envelope_id)
                 rows_before = stored_rows(stack)
-        with Usage(stack) as usage:
+        with Usage(stack, (*SERVICES, "novu", "mail", "bench")) as usage:
             started = run(event, encoded)
             seconds = wait_until_allocated(views, "bench", count) - started
             told = wait_until_told(views, "bench") - started

@@ -2,26 +2,14 @@
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from libs.local.stack import Stack
 
-ROLES = (
-    "ingestion",
-    "resolution",
-    "allocation",
-    "funds",
-    "notifications",
-    "scheduler",
-    "bank",
-    "mapper",
-    "novu",
-    "mail",
-    "bench",
-)
+ROLES = ("ingestion", "resolution", "funds", "scheduler", "bank", "mapper", "bench")  # of digital cash
 INFRASTRUCTURE = ("broker", "database")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -39,8 +27,9 @@ class Used:
 class Usage:
     """Looks at /proc now and then (peaks are the kernel's own); restarts, replicas and children of a role add up."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, roles: Sequence[str] = ROLES) -> None:
         self._stack = stack
+        self._roles = roles
         self._seen: dict[tuple[int, str], Used] = {}
         self._infrastructure: dict[str, int] = dict.fromkeys(INFRASTRUCTURE, 0)
         self._stop = threading.Event()
@@ -58,11 +47,10 @@ class Usage:
 
     def report(self) -> dict[str, Any]:
         """peak_rss_mb and cpu_seconds by role, infra_rss_mb by part."""
-        roles = [role for role in ROLES if any(one.role == role for one in self._seen.values())]
-        peaks = {role: sum(one.peak_bytes for one in self._seen.values() if one.role == role) for role in roles}
+        peaks = {role: sum(one.peak_bytes for one in self._seen.values() if one.role == role) for role in self._roles}
         cpu = {
             role: sum(one.last_cpu_seconds - one.first_cpu_seconds for one in self._seen.values() if one.role == role)
-            for role in roles
+            for role in self._roles
         }
         return {
             "peak_rss_mb": {role: round(size / 1e6, 1) for role, size in peaks.items()},
@@ -84,7 +72,7 @@ class Usage:
             if role in INFRASTRUCTURE:
                 size = sum(proportional_bytes(one) for one in pids)
                 self._infrastructure[role] = max(self._infrastructure[role], size)
-            elif role in ROLES:
+            elif role in self._roles:
                 for one in pids:
                     self._count(role, one, first)
 
