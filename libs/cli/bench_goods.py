@@ -24,6 +24,7 @@ from libs.cli.bench import (
 from libs.cli.books import prove
 from libs.cli.context import CliError, Refused, Views
 from libs.cli.demo import environment
+from libs.cli.places import refresh
 from libs.cli.submit import declared
 from libs.cli.usage import Usage
 from libs.common.clock import utc_now
@@ -105,6 +106,7 @@ def load(stack: Stack, count: int) -> None:
         reference.put_warehouse(place)
     for place in sample.agencies():
         reference.put_agency(place)
+    refresh(None, "the benchmark's warehouses and agencies are known")
 
 
 def wait_until_allocated(views: Views, publisher_id: str, count: int) -> float:
