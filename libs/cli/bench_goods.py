@@ -100,12 +100,7 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
 
 def load(stack: Stack, count: int) -> None:
     say(f"loading {count:,} people into the registry …")
-    reference = Reference(stack.addresses.database_url)
-    reference.put_people((person, *sample.zone(person)) for person in dict.fromkeys(row[1] for row in sample.people(count)))
-    for place in sample.warehouses():
-        reference.put_warehouse(place)
-    for place in sample.agencies():
-        reference.put_agency(place)
+    sample.settle(Reference(stack.addresses.database_url), dict.fromkeys(row[1] for row in sample.people(count)))
     refresh(None, "the benchmark's warehouses and agencies are known")
 
 

@@ -74,11 +74,7 @@ class Scene:
         sample.write_goods(self.rice, self.count)
         sample.write(self.cash, self.count)
         ids = {person for _, person, _, _ in self.people} - self.strangers
-        self.reference.put_people((one, *sample.zone(one)) for one in sorted(ids))
-        for place in sample.warehouses():
-            self.reference.put_warehouse(place)
-        for place in sample.agencies(WITHOUT_AGENCY):
-            self.reference.put_agency(place)
+        sample.settle(self.reference, sorted(ids), WITHOUT_AGENCY)
         zones = len({sample.zone(one)[2] for one in ids})
         heading(f"{self.count:,} people in {zones} small zones; {UNREGISTERED} are not in the registry, one zone has no agency")
         for line in self.rice.read_text().splitlines()[:4]:

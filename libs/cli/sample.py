@@ -2,10 +2,10 @@
 
 import csv
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from libs.local.reference import Place
+from libs.local.reference import Place, Reference
 
 GIVEN = (
     "Achieng Akinyi Amina Asha Atieno Baraka Chebet Cherono Daudi Esther Fatuma Faith Grace Hassan Halima Ibrahim Imani "
@@ -107,6 +107,15 @@ def agencies(without: int = 0) -> list[Place]:
         )
         for number, (county, ward) in enumerate(wards[: len(wards) - without])
     ]
+
+
+def settle(reference: Reference, beneficiary_ids: Iterable[str], without: int = 0) -> None:
+    """Have the registry know these people, and PBMS all warehouses and all agencies but the last `without`."""
+    reference.put_people((one, *zone(one)) for one in beneficiary_ids)
+    for place in warehouses():
+        reference.put_warehouse(place)
+    for place in agencies(without):
+        reference.put_agency(place)
 
 
 def write_goods(path: Path, count: int) -> None:

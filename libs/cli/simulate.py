@@ -33,19 +33,13 @@ def people(path: Path, without: int) -> None:
 def places(path: Path, without: int) -> None:
     """Have the registry know everybody in a file, and PBMS the sample's warehouses and agencies but the last `without`."""
     ids = _beneficiaries(path)
-    try:
-        located = [(one, *sample.zone(one)) for one in ids]
-    except ValueError as error:
-        raise Usage(f"{path}: only people of the sample live somewhere here, such as NRB31000007") from error
     reference = Reference(_addresses().database_url)
     reference.prepare()
-    reference.put_people(located)
-    agencies = sample.agencies(without)
-    for place in sample.warehouses():
-        reference.put_warehouse(place)
-    for place in agencies:
-        reference.put_agency(place)
-    print(f"the registry knows {plural(len(ids), 'person')}; PBMS has warehouses and {len(agencies)} agencies")
+    try:
+        sample.settle(reference, ids, without)
+    except ValueError as error:
+        raise Usage(f"{path}: only people of the sample live somewhere here, such as NRB31000007") from error
+    print(f"the registry knows {plural(len(ids), 'person')}; PBMS has warehouses and {len(sample.agencies(without))} agencies")
 
 
 def reverse(name: str, disbursement_ids: list[str], reason: str) -> None:

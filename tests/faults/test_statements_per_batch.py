@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import sqlalchemy
 
 from libs.common import workqueue
 from libs.common.clock import utc_now
@@ -26,33 +25,17 @@ from services.funds.handlers import SETTLE_SECONDS
 from services.funds.wiring import wire
 from tests.faults.bookkeeping import settings_of
 from tests.support.agencies import AgencyPayout
+from tests.support.counting import Count, statements
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
 from tests.support.world import World
-
-Count = Callable[[], int]
 
 
 @pytest.fixture
 def count(stack: Addresses, world: World) -> Iterator[Count]:
     """How many statements funds has run in this test's database."""
-    engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        connection.exec_driver_sql("SELECT pg_stat_statements_reset()")  # it forgets some where it knows too many
-
-        def read() -> int:
-            return int(
-                connection.exec_driver_sql(
-                    """SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
-                       JOIN pg_roles r ON r.oid = s.userid
-                       WHERE d.datname = %(name)s AND r.rolname = 'almoner_funds' AND toplevel""",
-                    {"name": world.name},
-                ).scalar_one()
-            )
-
+    with statements(stack, (world.name, "almoner_funds")) as read:
         yield read
-    engine.dispose()
 
 
 class Life:

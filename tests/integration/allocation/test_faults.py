@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy
 
 from libs.common import crash
 from libs.common.clock import utc_now
@@ -19,6 +18,7 @@ from libs.local.stack import Addresses
 from services.allocation.decisions import ALLOCATE
 from services.allocation.wiring import wire
 from tests.integration.allocation.goods import ENVELOPES, IN, Allocating, Envelope, agency, settings_of, warehouse
+from tests.support.counting import statements
 from tests.support.world import World
 
 # Before and after each commit that something depends on, with each kind of work; the runtime's own tests have the other points.
@@ -173,20 +173,7 @@ def test_statements_are_the_same_for_two_people_and_for_thousands(
     allocating.quiet()
     assert process.stop() == 0
     hands = Hands(allocating)
-    engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        connection.exec_driver_sql("SELECT pg_stat_statements_reset()")
-
-        def count() -> int:
-            return int(
-                connection.exec_driver_sql(
-                    """SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
-                       JOIN pg_roles r ON r.oid = s.userid
-                       WHERE d.datname = %(name)s AND r.rolname = 'almoner_allocation' AND toplevel""",
-                    {"name": world.name},
-                ).scalar_one()
-            )
+    with statements(stack, (world.name, "almoner_allocation")) as count:
 
         def life(batches: int, people: int) -> dict[str, int]:
             envelope, costs = Envelope(), {}
@@ -207,5 +194,4 @@ def test_statements_are_the_same_for_two_people_and_for_thousands(
         few = life(1, 2)
         assert few == life(1, 1000) == life(12, 1000)
         assert max(few.values()) < 60, few
-    engine.dispose()
     hands.database.close()

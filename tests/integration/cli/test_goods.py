@@ -54,11 +54,7 @@ def county(world: World, tmp_path: Path) -> Iterator[County]:
         bank.put_account("full", SPONSOR, CURRENCY, 10**12)
         bank.set_statements("full", callback_url=f"{ingestion.http_url}/statements", token=TOKEN, push_after_ms=100)
         people = dict.fromkeys(person for _, person, _, _ in sample.people(PEOPLE))
-        reference.put_people((person, *sample.zone(person)) for person in list(people)[1:])  # the first one nobody knows
-        for place in sample.warehouses():
-            reference.put_warehouse(place)
-        for place in sample.agencies(without=1):
-            reference.put_agency(place)
+        sample.settle(reference, list(people)[1:], without=1)  # the first one nobody knows
         for process in world.processes:
             world.until(process.ready, what=f"{process.name} being ready")
         found = County(world, tmp_path, reference)

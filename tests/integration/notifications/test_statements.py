@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-import sqlalchemy
 
 from libs.common import workqueue
 from libs.common.clock import utc_now
@@ -24,31 +23,15 @@ from libs.local.stack import Addresses
 from services.notifications.config import Settings
 from services.notifications.wiring import wire
 from tests.integration.notifications.batches import ADDRESSES, ALLOCATED, PAYMENTS, Batch, states
+from tests.support.counting import Count, statements
 from tests.support.world import SEAL_KEYS, TOKEN_KEY, World
-
-Count = Callable[[], int]
 
 
 @pytest.fixture
 def count(stack: Addresses, world: World) -> Iterator[Count]:
     """How many statements notifications has run in this test's database."""
-    engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        connection.exec_driver_sql("SELECT pg_stat_statements_reset()")
-
-        def read() -> int:
-            return int(
-                connection.exec_driver_sql(
-                    """SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
-                       JOIN pg_roles r ON r.oid = s.userid
-                       WHERE d.datname = %(name)s AND r.rolname = 'almoner_notifications' AND toplevel""",
-                    {"name": world.name},
-                ).scalar_one()
-            )
-
+    with statements(stack, (world.name, "almoner_notifications")) as read:
         yield read
-    engine.dispose()
 
 
 class Life:

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import httpx
 import pytest
-import sqlalchemy
 
 from libs.common import workqueue
 from libs.common.clock import utc_now
@@ -32,9 +31,9 @@ from services.resolution.ports import Registry as RegistryPort
 from tests.integration.resolution.batches import BATCHES, SEALER, cut
 from tests.integration.resolution.test_people import PEOPLE, person
 from tests.integration.resolution.zones import Registry, goods, registry_of, zone
+from tests.support.counting import Count, statements
 from tests.support.world import World
 
-Count = Callable[[], int]
 T = TypeVar("T")
 OUTBOX = Outbox("resolution")
 COLUMNS = Columns(
@@ -58,24 +57,8 @@ def registry(world: World) -> Iterator[Registry]:
 
 @pytest.fixture
 def count(stack: Addresses, world: World) -> Iterator[Count]:
-    engine = sqlalchemy.create_engine(stack.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.StaticPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        connection.exec_driver_sql("SELECT pg_stat_statements_reset()")  # it forgets some where it knows too many
-
-        def read() -> int:
-            return int(
-                connection.exec_driver_sql(
-                    """SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
-                       JOIN pg_roles r ON r.oid = s.userid
-                       WHERE toplevel AND (d.datname = %(own)s AND r.rolname = 'almoner_resolution'
-                                           OR d.datname = %(registry)s AND r.rolname = %(reader)s)""",
-                    {"own": world.name, "registry": f"{world.name}_registry", "reader": READER},
-                ).scalar_one()
-            )
-
+    with statements(stack, (world.name, "almoner_resolution"), (f"{world.name}_registry", READER)) as read:
         yield read
-    engine.dispose()
 
 
 class HalfKnown:
