@@ -59,7 +59,7 @@ class Usage:
         }
 
     def _watch(self) -> None:
-        while not self._stop.wait(2.0):  # what is looked at more often is slowed by it
+        while not self._stop.wait(5.0):  # what is looked at more often is slowed by it
             self._look()
 
     def _look(self, *, first: bool = False) -> None:

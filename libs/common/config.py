@@ -65,7 +65,7 @@ class ServiceSettings(BaseSettings):
     consume_max_bytes: int = Field(default=2_000_000, ge=100_000, description="per transaction")
     consume_max_failures: int = Field(default=5, ge=1, description="of one message, before it is set aside")
     consume_breaker: int = Field(default=50, ge=1, description="dead letters in a row that pause consumption")
-    jobs_poll_seconds: float = Field(default=0.1, gt=0, le=3600, description="between two looks for decisions that are due")
+    jobs_poll_seconds: float = Field(default=0.25, gt=0, le=3600, description="between two looks for decisions that are due")
     jobs_max_subjects: int = Field(default=100, ge=1, le=10_000, description="decisions taken up in one look")
 
     @field_validator("seal_keys")

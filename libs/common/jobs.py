@@ -35,18 +35,28 @@ class Job:
 
 
 def make_due(
-    tx: Tx, job: str, subjects: Sequence[str], lock_keys: Sequence[int], cause: Cause, delay_seconds: float = 0
+    tx: Tx,
+    job: str,
+    subjects: Sequence[str],
+    lock_keys: Sequence[int],
+    cause: Cause,
+    delay_seconds: float = 0,
+    every_seconds: float = 0,
 ) -> None:
-    """Ask for a decision on each subject, now or later."""
+    """Ask for a decision on each subject, now or later; with `every_seconds` at the end of the current stretch of so many, so that
+    whoever asks within it asks for one decision."""
     tx.run(
         """INSERT INTO due (job, subject, lock_key, due_at, cause_id, correlation_id, traceparent)
-           SELECT %(job)s, subject, lock_key, clock_timestamp() + make_interval(secs => %(delay)s), %(cause)s,
-                  %(correlation)s, %(trace)s
+           SELECT %(job)s, subject, lock_key,
+                  coalesce(to_timestamp(ceil(extract(epoch FROM clock_timestamp()) / %(every)s::float8) * %(every)s::float8),
+                           clock_timestamp() + make_interval(secs => %(delay)s)),
+                  %(cause)s, %(correlation)s, %(trace)s
            FROM unnest(%(subjects)s::text[], %(keys)s::bigint[]) AS asked (subject, lock_key)""",
         job=job,
         subjects=list(subjects),
         keys=list(lock_keys),
         delay=delay_seconds,
+        every=every_seconds or None,
         cause=cause.id,
         correlation=cause.correlation_id,
         trace=cause.traceparent,

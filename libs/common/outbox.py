@@ -64,14 +64,8 @@ def append_raw(tx: Tx, rows: Sequence[tuple[str, bytes | None, str, bytes]]) -> 
     if not rows:
         return
     compress = zstandard.ZstdCompressor(level=1).compress
-    tx.run(
-        """INSERT INTO outbox (topic, key, headers, body)
-           SELECT * FROM unnest(%(topics)s::text[], %(keys)s::bytea[], %(headers)s::text[], %(bodies)s::bytea[])""",
-        topics=[row[0] for row in rows],
-        keys=[row[1] for row in rows],
-        headers=[row[2] for row in rows],
-        bodies=[compress(row[3]) for row in rows],
-    )
+    columns = ("topic", "key", "headers", "body")
+    tx.copy("outbox", columns, [(topic, key, headers, compress(body)) for topic, key, headers, body in rows])
     tx.wakes.add(WAKE)
 
 

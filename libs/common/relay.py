@@ -77,10 +77,10 @@ class Relay:
         while True:
             self.wake.clear()
             last = stop.is_set()  # whatever was committed before the stop still goes out
-            published = self.publish_once(session)
+            published, more = self.publish_once(session)
             if last and not published:
                 return
-            if not published:
+            if not more and not last:
                 self._wait(stop, session)
 
     def _wait(self, stop: threading.Event, session: Tx) -> None:
@@ -89,9 +89,10 @@ class Relay:
             if session.rows("SELECT 1 FROM outbox WHERE stuck IS NULL LIMIT 1"):
                 return
 
-    def publish_once(self, session: Tx) -> int:
-        """Publish what is there, at most one batch; returns the number of rows that went. All is asked and done on the session
-        which holds the lock, each statement by itself: without the session there is no lock."""
+    def publish_once(self, session: Tx) -> tuple[int, bool]:
+        """Publish what is there, at most one batch; returns the number of rows that went, and whether there may be more of those
+        that were there. All is asked and done on the session which holds the lock, each statement by itself: without the session
+        there is no lock."""
         rows = session.rows(
             """SELECT id, topic, key, headers, body FROM (
                    SELECT *, sum(length(body)) OVER (ORDER BY id) AS bytes FROM (
@@ -104,7 +105,7 @@ class Relay:
             bytes=BATCH_BYTES,
         )
         if not rows:
-            return 0
+            return 0, False
         delivered, stuck = self._produce_in_order(rows)
         crash.reached("relay.after_delivery", len(delivered))
         if delivered:
@@ -120,7 +121,8 @@ class Relay:
         metrics.RELAYED.inc(len(delivered))
         if not delivered and not stuck:
             raise Transient(f"the broker acknowledged none of {len(rows)} events")
-        return len(delivered)
+        size = sum(len(row.body) for row in rows)
+        return len(delivered), len(delivered) < len(rows) or len(rows) == BATCH_ROWS or size >= BATCH_BYTES
 
     def _produce_in_order(self, rows: Sequence[Any]) -> tuple[list[int], dict[int, str]]:
         """Ids which the broker has acknowledged, and those which it will never take, with its reason."""

@@ -81,6 +81,7 @@ def main(
     settings = settings_class.load()
     gc.freeze()  # what was imported stays; a batch of events makes many short-lived objects and few cycles
     gc.set_threshold(20_000, 20, 100)
+    sys.setswitchinterval(0.02)
     log.configure(name, settings.log_level)
     try:
         if verb == "migrate":

@@ -1,5 +1,8 @@
 """Decisions after commit: once, whoever races, and not before they are due."""
 
+import math
+import time
+
 from libs.common.contracts import operator
 from tests.support.probe.contracts import Decide, Decided
 from tests.support.world import World
@@ -29,6 +32,21 @@ def test_what_is_due_later_waits(world: World) -> None:
     world.until(lambda: len(world.sql("probe", "SELECT 1 FROM decided")) == 2)
     decided = {row.subject: row.decided_at for row in world.sql("probe", "SELECT subject, decided_at FROM decided")}
     assert decided["now"] < row.due_at <= decided["later"]
+
+
+def test_who_asks_within_a_stretch_asks_for_one_decision(world: World) -> None:
+    process = world.run("probe")
+    process.started()
+    asked_at = time.time()
+    for number in range(8):
+        world.publish(IN, Decide(subject="often", every_seconds=3), number)
+        time.sleep(0.1)
+    world.until(lambda: world.sql("probe", "SELECT 1 FROM decided"))
+    world.until(lambda: not world.sql("probe", "SELECT 1 FROM due"))
+    rows = world.sql("probe", "SELECT decided_at FROM decided ORDER BY 1")
+    stretches = {math.floor(row.decided_at.timestamp() / 3) for row in rows}
+    assert len(rows) == len(stretches) <= 2  # they may have come in two stretches
+    assert rows[0].decided_at.timestamp() >= math.ceil(asked_at / 3) * 3
 
 
 def test_a_paused_job_waits(world: World) -> None:

@@ -28,6 +28,7 @@ class Decide(EventData):
     TYPE = "almoner.probe.Decide.v1"
     subject: str
     delay_seconds: float = 0
+    every_seconds: float = 0
 
 
 class Noted(EventData):

@@ -73,9 +73,9 @@ def on_ask(tx: Tx, events: Sequence[Event[Ask]]) -> None:
 
 def on_decide(tx: Tx, events: Sequence[Event[Decide]]) -> None:
     for event in events:  # a probe: each may have another delay
-        subject = event.data.subject
-        tx.lock_shared([lock_key_of(subject)])
-        make_due(tx, "decide", [subject], [lock_key_of(subject)], cause_of(event), event.data.delay_seconds)
+        data, key = event.data, lock_key_of(event.data.subject)
+        tx.lock_shared([key])
+        make_due(tx, "decide", [data.subject], [key], cause_of(event), data.delay_seconds, data.every_seconds)
 
 
 def on_door(tx: Tx, messages: Sequence[RawMessage]) -> None:
