@@ -116,7 +116,9 @@ class Store:
     def __init__(self, path: Path, schema: str) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # outlives its process, killed at any moment; the machine's end need not be
         self._db.executescript(_SCHEMA + schema)
         self._reading = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._reading.execute("PRAGMA query_only = ON")
