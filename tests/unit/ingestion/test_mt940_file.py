@@ -1,7 +1,9 @@
 """MT940 files: what is read, and that nothing in them can break the reader."""
 
+import re
 from collections.abc import Iterable
 from datetime import date
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -230,3 +232,19 @@ def test_an_endless_entry_costs_no_memory_and_moves_nothing(piece_bytes: int) ->
     assert (first.start, second.start) == (0, len(one))
     assert first.narratives == ["n"] * mt940.MAX_NARRATIVES
     assert second.fields == ["2"]
+
+
+@given(
+    st.from_regex(r"\d{6}(\d{4})?R?[DC]\d{1,13},\d{0,4}[NSFA][A-Z0-9 ]{3}[ -~]{0,18}(//[ -~]{0,18})?", fullmatch=True),
+    st.sampled_from(["EUR", "JPY", "KWD"]),
+)
+def test_what_nearly_all_lines_look_like_is_read_as_the_library_reads_it(text: str, currency: str) -> None:
+    def read() -> mt940.Line | str:
+        try:
+            return mt940.parse(mt940.Entry(0, [text]), currency)
+        except mt940.Unreadable as error:
+            return str(error)
+
+    quick = read()
+    with patch.object(mt940, "_USUAL_LINE", re.compile("(?!)")):  # matches nothing
+        assert read() == quick
