@@ -1,6 +1,6 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-goods bench bench-replicas check test mutants drift docs transcript golden locks
+.PHONY: help setup demo demo-goods bench bench-replicas check types fast test mutants drift docs transcript golden locks
 N ?= 100000
 KIND ?= cash
 
@@ -28,8 +28,13 @@ bench-replicas: ## Two replicas against one, with simulators that answer after 2
 check: setup drift ## Style, types, import rules, generated files, fast tests: under a minute.
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
-	$(run) mypy
 	.venv/bin/lint-imports --no-logo
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast
+
+types: setup
+	$(run) mypy
+
+fast: setup
 	$(run) pytest -q tests/unit tests/contract tests/architecture
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
