@@ -28,7 +28,7 @@ from libs.local.stack import Stack, StackError, owned
 
 SOURCE = "bench"
 IDLE_ENVELOPES = 20
-WARM_UP = 5_000
+WARM_UP = 20_000
 IDLE_SILENCE_SECONDS = 2.0
 LIMIT_SECONDS = 1800.0
 STALLED_SECONDS = 120.0
@@ -260,7 +260,7 @@ def publish_small(publisher: Publisher, envelope_id: str, count: int) -> None:
         cycle=Cycle(id="2026-11"),
         number_of_beneficiaries=count,
         number_of_disbursements=count,
-        total_minor=sum(item.amount_minor for item in items),
+        total_minor=sum(item["amount_minor"] for item in items),
         currency=services.CURRENCY,
         schedule_date=utc_now().date(),
     )

@@ -302,14 +302,16 @@ def disbursements(path: Path, unit: Unit) -> Iterator[Disbursement]:
             amount_minor = unit.to_minor(found.amount)
         except MoneyError as error:
             raise Refused(f"{path.name} has changed while it was read: line {line}: {error}") from None
-        yield Disbursement.model_construct(
-            disbursement_id=found.disbursement_id,
-            beneficiary_id=found.beneficiary_id,
-            amount_minor=amount_minor,
-            beneficiary_name=found.beneficiary_name,
-            narrative=found.narrative,
-            contact=found.contact(),
+        one = Disbursement(
+            disbursement_id=found.disbursement_id, beneficiary_id=found.beneficiary_id, amount_minor=amount_minor
         )
+        if found.beneficiary_name:
+            one["beneficiary_name"] = found.beneficiary_name
+        if found.narrative:
+            one["narrative"] = found.narrative
+        if contact := found.contact():
+            one["contact"] = contact
+        yield one
 
 
 def check(path: Path, unit: Unit) -> Summary:

@@ -11,7 +11,7 @@ from libs.cli import sheet
 from libs.cli.context import NotReachable, Refused, Usage, confirm, console, plural, print_json, quantity
 from libs.cli.send import Answers, Publisher
 from libs.common.clock import utc_now
-from libs.common.contracts.base import CHUNK_ITEMS, envelope_uuid, totals
+from libs.common.contracts.base import CHUNK_ITEMS, envelope_uuid
 from libs.common.contracts.ingestion import Disbursement, DisbursementsAdded, EnvelopeSubmitted, SubmissionRejected
 
 QUIET_SECONDS = 60.0  # without any answer: ingestion does not run
@@ -141,9 +141,8 @@ def publish(publisher: Publisher, event: EnvelopeSubmitted, items: Iterator[Disb
 def chunks_of(envelope_id: str, items: Iterator[Disbursement]) -> Iterator[DisbursementsAdded]:
     """The events which add these disbursements to an envelope."""
     while chunk := list(islice(items, CHUNK_ITEMS)):
-        control = totals(chunk)
         yield DisbursementsAdded.model_construct(
-            envelope_id=envelope_id, items=chunk, count=control["count"], total_minor=control["total_minor"]
+            envelope_id=envelope_id, items=chunk, count=len(chunk), total_minor=sum(item["amount_minor"] for item in chunk)
         )
 
 

@@ -91,15 +91,15 @@ class Handlers:
         header = data.header
         if header.benefit_type == PAID_DIRECTLY:
             raise Malformed("NOT_SERVED_AT_A_PLACE", f"nobody of {PAID_DIRECTLY} is", "/header/benefit_type")
-        everybody = [item.disbursement_id for item in (*data.items, *data.unresolved)]
+        everybody = [*data.items.disbursement_id, *data.unresolved.disbursement_id]
         if len(everybody) > CHUNK_ITEMS:
             raise Malformed("BATCH_TOO_LARGE", f"a batch has at most {CHUNK_ITEMS} people", "/items")
         if len(set(everybody)) < len(everybody):
             raise Malformed("DUPLICATE_DISBURSEMENT_ID", "a disbursement is twice in the batch", "/items")
         of_unresolved = {"count": data.unresolved_count, "total_minor": data.unresolved_total_minor}
-        if totals(data.unresolved) != of_unresolved:
+        if totals(data.unresolved.amount_minor) != of_unresolved:
             raise Malformed("INVALID_CONTROL_TOTALS", "the unresolved do not come to what is said", "/unresolved")
-        self._sealer.open(data.sealed, "BatchZonesResolved", header.envelope_id, header.batch_id, data.part)
+        self._sealer.open_people(data.sealed, "BatchZonesResolved", header.envelope_id, header.batch_id, data.part)
 
 
 def scale_of(header: EnvelopeHeader) -> int:

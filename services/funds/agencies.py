@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from libs.common.contracts.allocation import BatchAllocated, ZoneAllocation
-from libs.common.contracts.base import BatchHeader, Item, Unresolved, ZonedItem
+from libs.common.contracts.base import BatchHeader, Unresolved, ZonedItems
 from libs.common.db import Tx
 from libs.common.seal import Sealer
 from services.funds import domain
@@ -33,7 +33,7 @@ class Head(NamedTuple):
 # --- Intake -----------------------------------------------------------------------------------------------------------
 
 
-def payable(data: BatchAllocated, sealer: Sealer) -> tuple[list[ZonedItem], list[Unresolved]]:
+def payable(data: BatchAllocated, sealer: Sealer) -> tuple[ZonedItems, list[Unresolved]]:
     """Who can be paid, and who is held: allocation's own, and those whose agency has no account that a bank can be told.
 
     Raises Malformed where the seal of the places does not open."""
@@ -41,14 +41,16 @@ def payable(data: BatchAllocated, sealer: Sealer) -> tuple[list[ZonedItem], list
     paid = [domain.usable(_account(places, zone.agency.id)) for zone in data.zones]
     held = [
         Unresolved(
-            **item.model_dump(exclude={"zone"}),
-            reason="NO_AGENCY_ACCOUNT",
-            message=f"agency {data.zones[item.zone].agency.id} has no account that a bank can be told",
+            item.disbursement_id,
+            item.beneficiary_id,
+            item.amount_minor,
+            "NO_AGENCY_ACCOUNT",
+            f"agency {data.zones[item.zone].agency.id} has no account that a bank can be told",
         )
         for item in data.items
         if not paid[item.zone]
     ]
-    return [item for item in data.items if paid[item.zone]], [*data.held, *held]
+    return ZonedItems.of(item for item in data.items if paid[item.zone]), [*data.held, *held]
 
 
 def _account(places: Mapping[str, Any], agency_id: str) -> Any:
@@ -67,13 +69,12 @@ def add_zones(tx: Tx, parts: Mapping[tuple[UUID, int], Sequence[ZoneAllocation]]
     tx.copy("zones", columns, rows)
 
 
-def add_shares(tx: Tx, instructions: Mapping[int, Sequence[Item]]) -> None:
+def add_shares(tx: Tx, instructions: Mapping[int, ZonedItems]) -> None:
     """Instruction -> its people, in order. The first of a zone is the head of all of them."""
     shares = []
     groups: dict[tuple[int, int], int] = {}  # (instruction, zone) -> head
     for instruction, items in instructions.items():
         for position, item in enumerate(items, 1):
-            assert isinstance(item, ZonedItem)
             head = groups.setdefault((instruction, item.zone), position)
             shares.append((instruction, position, item.amount_minor, item.disbursement_id, item.beneficiary_id, head))
     tx.copy("payments", ("instruction", "position", "amount_minor", "disbursement_id", "beneficiary_id", "head"), shares)

@@ -5,6 +5,7 @@ what the bank said. What may follow a lost answer is what the bank's adapter dec
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 from uuid import UUID
 
@@ -12,12 +13,12 @@ import httpx
 
 from libs.common import jobs
 from libs.common.contracts import funds
-from libs.common.contracts.base import Amount, BatchHeader, EnvelopeHeader, Sealed, totals
+from libs.common.contracts.base import Amount, Amounts, BatchHeader, EnvelopeHeader, Sealed, chunk
 from libs.common.db import Tx
 from libs.common.envelope import Cause
 from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, pick
 from libs.common.workqueue import Answer, Claim, Done, Later, MaybeDone, NotSent, Settled, Unknown, Void, not_now
 from services.funds import agencies, decisions, domain, repay, store
 from services.funds.config import Settings
@@ -280,7 +281,7 @@ class Dispatch(_Call):
             payments = self._payments(int(claim.subject), request)
         except Malformed as error:  # a seal that does not open: somebody must bring the key
             return NotSent(error.code, error.message)
-        except (KeyError, AttributeError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             return NotSent("ADDRESS_MISSING", f"the sealed addresses are not what they should be ({type(error).__name__})")
         answer = await request.bank.dispatch(
             client, claim, request.account, request.block_reference, request.payment_date, payments
@@ -297,27 +298,44 @@ class Dispatch(_Call):
             called = dict(zip(heads, domain.references(request.incarnation, instruction, heads), strict=True))
             places = self._sealer.open(sealed, agencies.SEALED_AS, *place)
             return agencies.bank_list(request.payments, request.heads, places, header, called)
-        people = self._sealer.open(sealed, "BatchAddressesResolved", *place)
+        ids = [row.disbursement_id for row in request.payments]
+        people = pick(self._sealer.open_people(sealed, "BatchAddressesResolved", *place), ids)
+        nothing = [""] * len(ids)
+
+        def known(field: str) -> list[str]:
+            return [value or "" for value in people[field]] if field in people else nothing
+
+        kinds = people["fa_type"]
+        if None in kinds:  # somebody has no address here
+            raise KeyError("fa_type")
         references = domain.references(request.incarnation, instruction, [row.position for row in request.payments])
         programme = domain.swift(header.programme.mnemonic or header.programme.id)
         cycle = domain.swift(header.cycle.mnemonic or header.cycle.id)
-        mine = [people[row.disbursement_id] for row in request.payments]
-        names = domain.swift_lines([person.get("name") or "." for person in mine], 70)
-        told = domain.swift_lines([person.get("narrative") or "." for person in mine])
-        beneficiaries = domain.swift_lines([row.beneficiary_id for row in request.payments])
-        disbursements = domain.swift_lines([row.disbursement_id for row in request.payments])
-        return [
-            _payment(
-                reference,
-                row.amount_minor,
-                name,
-                person,
-                (narrative, programme, cycle, beneficiary, reference, disbursement),
-            )
-            for row, person, reference, name, narrative, beneficiary, disbursement in zip(
-                request.payments, mine, references, names, told, beneficiaries, disbursements, strict=True
-            )
-        ]
+        narratives = zip(
+            domain.swift_lines([told or "." for told in known("narrative")]),
+            repeat(programme),
+            repeat(cycle),
+            domain.swift_lines([row.beneficiary_id for row in request.payments]),
+            references,
+            domain.swift_lines(ids),
+            strict=False,  # what repeats has no end
+        )
+        providers = list(zip(kinds, known("wallet_provider_name"), strict=True))
+        columns = (
+            references,
+            [row.amount_minor for row in request.payments],
+            domain.swift_lines([name or "." for name in known("name")], 70),
+            known("account_number"),
+            kinds,
+            known("bank_code"),
+            known("branch_code"),
+            known("mobile_number"),
+            [provider if kind == "MOBILE_WALLET" else "" for kind, provider in providers],
+            known("email_address"),
+            [provider if kind == "EMAIL_WALLET" else "" for kind, provider in providers],
+            narratives,
+        )
+        return list(map(Payment._make, zip(*columns, strict=True)))
 
     def settle(self, tx: Tx, settled: Settled) -> None:
         claim, answer = settled.claim, settled.answer
@@ -361,7 +379,10 @@ class Dispatch(_Call):
             )
         store.set_instructions(tx, [number], "DISPATCHED", ("SENDING",))
         if live:
-            items = [(payment.disbursement_id, payment.amount_minor) for payment in live.values()]
+            items = Amounts(
+                disbursement_id=[payment.disbursement_id for payment in live.values()],
+                amount_minor=[payment.amount_minor for payment in live.values()],
+            )
             event = decisions.dispatched(request.header, request.incarnation, number, items, cause)
             self._outbox.append(tx, [event])
 
@@ -371,11 +392,9 @@ class Dispatch(_Call):
             "SELECT b.header FROM instructions i JOIN batches b USING (batch_id) WHERE i.instruction = %(n)s", n=number
         )
         header = BatchHeader.model_validate_json(row.header)
-        items = [Amount(disbursement_id=p.disbursement_id, amount_minor=p.amount_minor) for p in live]
-        if items:
-            body = funds.PaymentsUnknown(
-                header=header, instruction=number, items=items, reason=decisions.reason_code(code), **totals(items)
-            )
+        if live:
+            items = Amounts.of(Amount(p.disbursement_id, p.amount_minor) for p in live)
+            body = funds.PaymentsUnknown(header=header, instruction=number, reason=decisions.reason_code(code), **chunk(items))
             self._outbox.append(tx, [outgoing(body, header.batch_id, cause, incarnation, number)])
 
 
@@ -433,32 +452,6 @@ class Release(_Call):
 def _by_capability(answer: Answer, repeat: Repeat) -> Answer:
     """A lost answer is asked for again only at a bank which knows our key."""
     return replace(answer, repeatable=True) if isinstance(answer, MaybeDone) and repeat is Repeat.KEYED else answer
-
-
-def _payment(
-    reference: str,
-    amount_minor: int,
-    name: str,
-    person: Mapping[str, str],
-    narratives: tuple[str, str, str, str, str, str],
-) -> Payment:
-    get = person.get
-    kind = get("fa_type", "")
-    provider = get("wallet_provider_name", "")
-    return Payment(
-        reference,
-        amount_minor,
-        name,
-        get("account_number", ""),
-        kind,
-        get("bank_code", ""),
-        get("branch_code", ""),
-        get("mobile_number", ""),
-        provider if kind == "MOBILE_WALLET" else "",
-        get("email_address", ""),
-        provider if kind == "EMAIL_WALLET" else "",
-        narratives,
-    )
 
 
 def _further_block(tx: Tx, claim: Claim) -> Any:

@@ -10,7 +10,15 @@ from uuid import UUID
 from libs.common import jobs, workqueue
 from libs.common.commands import CommandRefused
 from libs.common.contracts import funds, operator
-from libs.common.contracts.base import Amount, AmountWithReason, BatchHeader, EnvelopeHeader, amounts, totals
+from libs.common.contracts.base import (
+    Amount,
+    Amounts,
+    AmountsWithReason,
+    AmountWithReason,
+    BatchHeader,
+    EnvelopeHeader,
+    chunk,
+)
 from libs.common.contracts.ingestion import NotCancelled
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
@@ -225,11 +233,11 @@ class Decisions:
     def _say_cancelled(self, tx: Tx, gone: Sequence[Any], cause: Cause) -> None:
         grouped = defaultdict(list)
         for row in gone:
-            grouped[row.batch_id].append(Amount(disbursement_id=row.disbursement_id, amount_minor=row.amount_minor))
+            grouped[row.batch_id].append(Amount(row.disbursement_id, row.amount_minor))
         headers = batch_headers(tx, list(grouped))
         events = []
         for batch_id, items in sorted(grouped.items()):
-            body = funds.PaymentsCancelled(header=headers[batch_id], items=items, **totals(items))
+            body = funds.PaymentsCancelled(header=headers[batch_id], **chunk(Amounts.of(items)))
             events.append(outgoing(body, batch_id, cause, batch_id, *(sorted(item.disbursement_id for item in items))))
         self._outbox.append(tx, events)
 
@@ -596,9 +604,9 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
     """PaymentsDispatched for each instruction, of what is live in it."""
     if not instructions:
         return
-    grouped: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    grouped: dict[int, list[Amount]] = defaultdict(list)
     for number, _, amount_minor, disbursement_id, _ in store.payments_of(tx, instructions):
-        grouped[number].append((disbursement_id, amount_minor))
+        grouped[number].append(Amount(disbursement_id, amount_minor))
     rows = tx.rows(
         """SELECT i.instruction, i.incarnation, b.header FROM instructions i JOIN batches b USING (batch_id)
            WHERE i.instruction = ANY(%(ids)s::bigint[]) ORDER BY i.instruction""",
@@ -608,13 +616,13 @@ def say_dispatched(tx: Tx, outbox: Outbox, instructions: Sequence[int], cause: C
     for row in rows:
         if row.instruction in grouped:
             header = BatchHeader.model_validate_json(row.header)
-            events.append(dispatched(header, row.incarnation, row.instruction, grouped[row.instruction], cause))
+            items = Amounts.of(grouped[row.instruction])
+            events.append(dispatched(header, row.incarnation, row.instruction, items, cause))
     outbox.append(tx, events)
 
 
-def dispatched(header: BatchHeader, incarnation: int, number: int, items: Sequence[tuple[str, int]], cause: Cause) -> Outgoing:
-    """`items`: (disbursement, minor units) each."""
-    body = funds.PaymentsDispatched.model_validate({"header": header, "instruction": number, **amounts(items)})
+def dispatched(header: BatchHeader, incarnation: int, number: int, items: Amounts, cause: Cause) -> Outgoing:
+    body = funds.PaymentsDispatched(header=header, instruction=number, **chunk(items))
     because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
     return outgoing(body, header.batch_id, because, incarnation, number)
 
@@ -696,13 +704,8 @@ def say_refused(tx: Tx, outbox: Outbox, number: int, refused: Sequence[tuple[Any
         return
     row = tx.one("SELECT b.header FROM instructions i JOIN batches b USING (batch_id) WHERE i.instruction = %(n)s", n=number)
     header = BatchHeader.model_validate_json(row.header)
-    items = [
-        AmountWithReason(
-            disbursement_id=p.disbursement_id, amount_minor=p.amount_minor, reason=reason_code(code), message=message
-        )
-        for p, code, message in refused
-    ]
-    body = funds.PaymentsRefused(header=header, instruction=number, items=items, **totals(items))
+    items = [AmountWithReason(p.disbursement_id, p.amount_minor, reason_code(code), message) for p, code, message in refused]
+    body = funds.PaymentsRefused(header=header, instruction=number, **chunk(AmountsWithReason.of(items)))
     outbox.append(tx, [outgoing(body, header.batch_id, cause, number, *(sorted(item.disbursement_id for item in items)))])
 
 
@@ -710,12 +713,11 @@ def say_disputed(tx: Tx, outbox: Outbox, held: Sequence[Any], cause: Cause) -> N
     """PaymentsHeld for those whom an open exception names, of each instruction they were to be paid by."""
     grouped = defaultdict(list)
     for row in held:
-        reason = AmountWithReason(disbursement_id=row.disbursement_id, amount_minor=row.amount_minor, reason="OPEN_EXCEPTION")
-        grouped[row.instruction, row.batch_id].append(reason)
+        grouped[row.instruction, row.batch_id].append(AmountWithReason(row.disbursement_id, row.amount_minor, "OPEN_EXCEPTION"))
     headers = batch_headers(tx, [batch_id for _, batch_id in grouped])
     events = []
     for (number, batch_id), items in sorted(grouped.items()):
-        body = funds.PaymentsHeld(header=headers[batch_id], items=items, **totals(items))
+        body = funds.PaymentsHeld(header=headers[batch_id], **chunk(AmountsWithReason.of(items)))
         because = Cause(cause.id, str(headers[batch_id].envelope_id), cause.traceparent)
         events.append(outgoing(body, batch_id, because, number, *(sorted(item.disbursement_id for item in items))))
     outbox.append(tx, events)

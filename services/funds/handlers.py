@@ -3,7 +3,7 @@ particular (checks, cancellations, releases, settlement) is decided by `advance`
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -15,14 +15,16 @@ from libs.common.contracts import allocation, funds, ingestion, operator, resolu
 from libs.common.contracts.base import (
     CASH,
     Amount,
+    Amounts,
+    AmountsWithReason,
     AmountWithReason,
     BatchHeader,
-    Item,
+    Items,
     Sealed,
     Unresolved,
     ZonedItem,
-    amounts,
-    totals,
+    ZonedItems,
+    chunk,
 )
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
@@ -47,8 +49,8 @@ class _Arrival:
     cause: Cause
     header: BatchHeader
     part: int
-    items: Sequence[Item]
-    unresolved: Sequence[Unresolved]
+    items: Items | ZonedItems  # payable; with zones where agencies are paid
+    unresolved: Iterable[Unresolved]
     sealed: Sealed  # addresses of people, or of agencies
     zones: Sequence[allocation.ZoneAllocation] = ()  # of agency cash
 
@@ -59,7 +61,7 @@ class _Intake:
 
     grouped: bool
     instructions: list[tuple[UUID, UUID, int, str, str, int, int]] = field(default_factory=list)
-    items: list[list[Item]] = field(default_factory=list)  # of each instruction
+    items: list[Items | ZonedItems] = field(default_factory=list)  # of each instruction
     held: list[tuple[object, ...]] = field(default_factory=list)
     cancelled: list[tuple[object, ...]] = field(default_factory=list)
     paying: list[tuple[UUID, str]] = field(default_factory=list)
@@ -219,14 +221,12 @@ class Handlers:
         in_block = envelope.block is not None
         tombstones = dead.get(envelope_id, set())
         before = seen.setdefault(batch_id, {})
-        payable: list[Item] = []
-        cancelled: list[Item] = []
+        simple = not (before or tombstones or envelope.cancelling)  # as nearly always: whoever is resolved can be paid
+        payable: list[Any] = []
+        cancelled: list[Any] = []
         held: list[AmountWithReason] = []
-        new: list[Item] = []  # seen for the first time
-        rest: Sequence[Item] = (*arrival.items, *arrival.unresolved)
-        if not (before or tombstones or envelope.cancelling):  # as nearly always: whoever is resolved can be paid
-            payable, new, rest = list(arrival.items), list(arrival.items), arrival.unresolved
-        for item in rest:
+        new: list[Any] = []  # seen for the first time
+        for item in arrival.unresolved if simple else (*arrival.items, *arrival.unresolved):
             state = before.get(item.disbursement_id)
             resolved = not isinstance(item, Unresolved)
             if state is None:
@@ -238,7 +238,7 @@ class Handlers:
                 else:
                     row = (envelope_id, batch_id, item.disbursement_id, item.beneficiary_id, item.amount_minor)
                     intake.held.append((*row, item.reason, item.message))
-                    held.append(AmountWithReason.model_validate(item.model_dump()))
+                    held.append(AmountWithReason(item.disbursement_id, item.amount_minor, item.reason, item.message))
             elif state == "HELD" and resolved:
                 payable.append(item)
                 intake.paying.append((envelope_id, item.disbursement_id))
@@ -246,43 +246,34 @@ class Handlers:
                 intake.still.append((envelope_id, item.disbursement_id, item.reason, item.message))
             elif state in ("RELEASING", "RELEASED") and resolved:
                 intake.unblocked.append((envelope_id, item.disbursement_id))
+        people = arrival.items if simple else type(arrival.items).of(payable)
         # The next part of the same batch may be in the same run.
         before |= {i.disbursement_id: "HELD" for i in held}
         before |= {i.disbursement_id: "CANCELLED" for i in cancelled}
-        before |= {i.disbursement_id: "PAYMENT" for i in payable}
+        before |= dict.fromkeys(people.disbursement_id, "PAYMENT")
         intake.cancelled += [(envelope_id, i.disbursement_id, batch_id, i.amount_minor, in_block) for i in cancelled]
-        known = intake.arrived.get(batch_id, (header, 0, 0))
-        arrived = totals(new)
-        intake.arrived[batch_id] = (header, known[1] + arrived["count"], known[2] + arrived["total_minor"])
-        if payable:
-            sums = totals(payable)
+        header_before, count, total_minor = intake.arrived.get(batch_id, (header, 0, 0))
+        amounts = [item.amount_minor for item in new] + (people.amount_minor if simple else [])
+        intake.arrived[batch_id] = (header_before, count + len(amounts), total_minor + sum(amounts))
+        if people:
             intake.instructions.append(
-                (envelope_id, batch_id, arrival.part, sealed.key_id, sealed.data, sums["count"], sums["total_minor"])
+                (envelope_id, batch_id, arrival.part, sealed.key_id, sealed.data, len(people), sum(people.amount_minor))
             )
-            intake.items.append(payable)
+            intake.items.append(people)
         if held:
-            body = funds.PaymentsHeld(header=header, items=held, **totals(held))
+            body = funds.PaymentsHeld(header=header, **chunk(AmountsWithReason.of(held)))
             intake.events.append(outgoing(body, batch_id, arrival.cause, batch_id, arrival.part))
         if cancelled:
-            gone = [Amount(disbursement_id=i.disbursement_id, amount_minor=i.amount_minor) for i in cancelled]
-            body_cancelled = funds.PaymentsCancelled(header=header, items=gone, **totals(gone))
+            gone = Amounts.of(Amount(i.disbursement_id, i.amount_minor) for i in cancelled)
+            body_cancelled = funds.PaymentsCancelled(header=header, **chunk(gone))
             intake.events.append(outgoing(body_cancelled, batch_id, arrival.cause, batch_id, "part", arrival.part))
 
     def _write(self, tx: Tx, intake: _Intake, context: dict[UUID, Any]) -> None:
         store.add_batches(tx, intake.arrived)
         if intake.instructions:
             numbers = store.add_instructions(tx, self._settings.incarnation, intake.instructions, grouped=intake.grouped)
-            if intake.grouped:
-                agencies.add_shares(tx, dict(zip(numbers, intake.items, strict=True)))
-            else:
-                store.add_payments(
-                    tx,
-                    [
-                        (number, position, item.amount_minor, item.disbursement_id, item.beneficiary_id)
-                        for number, items in zip(numbers, intake.items, strict=True)
-                        for position, item in enumerate(items, 1)
-                    ],
-                )
+            people: dict[int, Any] = dict(zip(numbers, intake.items, strict=True))
+            (agencies.add_shares if intake.grouped else store.add_payments)(tx, people)
             ready = [
                 (str(number), row[0])
                 for number, row in zip(numbers, intake.instructions, strict=True)
@@ -339,14 +330,15 @@ class Handlers:
 
     def _reconcile(self, tx: Tx, event: Event[ingestion.StatementLines]) -> None:
         data = event.data
-        lines, strange = _decoded(data)
-        named = sorted({line.instruction for line, _ in lines})
+        lines, incarnations, strange = _decoded(data)
+        named = sorted({line.instruction for line in lines})
         tx.lock_shared(store.lock_keys_of(tx, named))
         instructions = store.instructions_for_update(tx, named)
         # After a restore the same number may stand for something else: did this database issue the reference?
         issued = {(number, row.incarnation) for number, row in instructions.items()}
-        mine = [line for line, incarnation in lines if (line.instruction, incarnation) in issued]
-        strange += [line for line, incarnation in lines if (line.instruction, incarnation) not in issued]
+        found = list(zip(lines, incarnations, strict=True))
+        mine = [line for line, incarnation in found if (line.instruction, incarnation) in issued]
+        strange += [line for line, incarnation in found if (line.instruction, incarnation) not in issued]
         early = store.with_early_reversals(tx, named)
         payments, groups = _known(tx, mine, instructions, early)
         # Sent anew, and yet the first one was made: what is not on its way yet is taken back, then the first one counts.
@@ -380,7 +372,7 @@ class Handlers:
 
     @staticmethod
     def _store_exceptions(tx: Tx, data: ingestion.StatementLines, found: Sequence[tuple[domain.Line, str]]) -> None:
-        references = {line.line: line.customer_reference for line in data.lines} if found else {}
+        references = dict(zip(data.lines.line, data.lines.customer_reference, strict=True)) if found else {}
         store.add_exceptions(
             tx,
             [
@@ -409,15 +401,7 @@ class Handlers:
         refused = [key for key in debits if payments[key].held_state is not None]
         if refused:
             store.end_refusals(tx, refused)
-        statement = str(data.statement_id)
-        store.add_facts(
-            tx,
-            sorted(
-                (line.instruction, line.position, kind, line.bank_reference, statement, line.statement_line)
-                for kind, lines in (("D", result.debits), ("R", result.reversals))
-                for line in lines
-            ),
-        )
+        store.add_facts(tx, data.statement_id, result.debits, result.reversals)
         overtaken = store.end_early_reversals(tx, debits) if early else set()
         now_debited = set(debits)
         counting = [key for key in reversals if key in now_debited or payments[key].debit is not None]  # both facts are there
@@ -426,9 +410,10 @@ class Handlers:
             store.keep_early_reversals(tx, waiting)
         reversed_now = sorted({*counting, *overtaken})
         per: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # debits, their sum, reversals, their sum
-        for key in debits:
-            per[key[0]][0] += 1
-            per[key[0]][1] += payments[key].amount_minor
+        for line in result.debits:  # of the payment's amount, or it would be an exception
+            counted = per[line.instruction]
+            counted[0] += 1
+            counted[1] += line.amount_minor
         for key in reversed_now:
             per[key[0]][2] += 1
             per[key[0]][3] += payments[key].amount_minor
@@ -437,7 +422,10 @@ class Handlers:
         for counts in per.values():
             sums[0] += counts[1]
             sums[1] += counts[3]
-        balance = sum(line.amount_minor * (1 if line.mark in ("C", "RD") else -1) for line in data.lines)
+        balance = sum(
+            amount if mark in ("C", "RD") else -amount
+            for mark, amount in zip(data.lines.mark, data.lines.amount_minor, strict=True)
+        )
         row = (data.statement_id, data.chunk, len(data.lines) + len(data.unparsable), balance)
         store.add_chunks(tx, [(*row, len(debits), sums[0], len(reversed_now), sums[1])])
         cause = Cause(event.id, event.correlation_id, event.traceparent)
@@ -452,7 +440,7 @@ class Handlers:
         self._prove_dispatch(tx, per, instructions, cause)
         for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
             because = Cause(event.id, str(envelope_id), event.traceparent)
-            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, delay_seconds=SETTLE_SECONDS)
+            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, every_seconds=SETTLE_SECONDS)
 
     def _prove_dispatch(self, tx: Tx, per: dict[int, list[int]], instructions: dict[int, Any], cause: Cause) -> None:
         """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.
@@ -524,21 +512,19 @@ class Handlers:
         return decisions.settle_unknown(tx, self._settings, self._outbox, event)
 
 
-def _decoded(data: ingestion.StatementLines) -> tuple[list[tuple[domain.Line, int]], list[domain.Line]]:
-    """Debits and reversals with a reference of ours (and its incarnation), and those without; credits are only counted."""
-    ours: list[tuple[domain.Line, int]] = []
-    strange: list[domain.Line] = []
-    for line in data.lines:
-        if line.mark not in ("D", "RD"):
-            continue
-        decoded = domain.decode_reference(line.fifth_narrative) or domain.decode_reference(line.customer_reference)
-        if decoded is None:
-            strange.append(domain.Line(line.line, line.mark, line.amount_minor, 0, 0, line.bank_reference))
-        else:
-            incarnation, instruction, position = decoded
-            found = domain.Line(line.line, line.mark, line.amount_minor, instruction, position, line.bank_reference)
-            ours.append((found, incarnation))
-    return ours, strange
+def _decoded(data: ingestion.StatementLines) -> tuple[list[domain.Line], list[int], list[domain.Line]]:
+    """Debits and reversals with a reference of ours, the incarnations of these, and those without; credits are only counted."""
+    decode, lines = domain.decode_reference, data.lines
+    references = zip(lines.fifth_narrative, lines.customer_reference, strict=True)
+    decoded = [decode(fifth) or decode(customer) or (-1, 0, 0) for fifth, customer in references]
+    incarnations, instructions, positions = zip(*decoded, strict=True) if decoded else ((), (), ())
+    columns = (lines.line, lines.mark, lines.amount_minor, instructions, positions, lines.bank_reference)
+    found = list(map(domain.Line._make, zip(*columns, strict=True)))
+    if set(lines.mark) <= {"D", "RD"} and all(instructions):  # as nearly always
+        return found, list(incarnations), []
+    told = [(line, one) for line, one in zip(found, incarnations, strict=True) if line.mark in ("D", "RD")]
+    ours = [(line, one) for line, one in told if line.instruction]
+    return [line for line, _ in ours], [one for _, one in ours], [line for line, _ in told if not line.instruction]
 
 
 def _known(
@@ -594,14 +580,14 @@ def _payments(
     **fields: Any,
 ) -> list[Outgoing]:
     """One event for each instruction; its id derives from the place in the statement, which comes once."""
-    grouped: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    grouped: dict[int, list[domain.Named]] = defaultdict(list)
     for key in keys:
-        payment = payments[key]
-        grouped[key[0]].append((payment.disbursement_id, payment.amount_minor))
+        grouped[key[0]].append(payments[key])
     events = []
-    for number, items in sorted(grouped.items()):
+    for number, paid in sorted(grouped.items()):
         header = BatchHeader.model_validate_json(instructions[number].header)
-        body = model.model_validate({"header": header, "instruction": number, **amounts(items), **fields})
+        items = Amounts(disbursement_id=[one.disbursement_id for one in paid], amount_minor=[one.amount_minor for one in paid])
+        body = model(header=header, instruction=number, **chunk(items), **fields)
         because = Cause(cause.id, str(header.envelope_id), cause.traceparent)
         events.append(outgoing(body, header.batch_id, because, *place, number))
     return events

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from libs.common.clock import known_time_zone
-from libs.common.contracts.base import BatchHeader, EnvelopeHeader
+from libs.common.contracts.base import BatchHeader, EnvelopeHeader, Items
 from libs.common.db import Tx, lock_key
 from libs.common.errors import Malformed
 from services.funds.domain import Line, Named
@@ -201,9 +201,19 @@ def add_instructions(
     return [numbers[row[1], row[2]] for row in rows]
 
 
-def add_payments(tx: Tx, rows: Iterable[tuple[int, int, int, str, str]]) -> None:
-    """(instruction, position, amount, disbursement, beneficiary)."""
-    tx.copy("payments", ("instruction", "position", "amount_minor", "disbursement_id", "beneficiary_id"), rows)
+def add_payments(tx: Tx, instructions: Mapping[int, Items]) -> None:
+    """Instruction -> its people, in order."""
+    chunks = instructions.values()
+    tx.copy_columns(
+        "payments",
+        {
+            "instruction": [number for number, items in instructions.items() for _ in items.amount_minor],
+            "position": [position for items in chunks for position in range(1, len(items) + 1)],
+            "amount_minor": [amount for items in chunks for amount in items.amount_minor],
+            "disbursement_id": [one for items in chunks for one in items.disbursement_id],
+            "beneficiary_id": [one for items in chunks for one in items.beneficiary_id],
+        },
+    )
 
 
 def add_held(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
@@ -363,9 +373,20 @@ def _looked_up(tx: Tx, lines: Sequence[Line]) -> dict[tuple[int, int], Named]:
     return {row[:2]: Named._make(row[2:]) for row in rows}
 
 
-def add_facts(tx: Tx, rows: Iterable[tuple[object, ...]]) -> None:
-    """(instruction, position, kind, bank reference, statement as text, line)."""
-    tx.copy("facts", ("instruction", "position", "kind", "bank_reference", "statement_id", "line"), rows)
+def add_facts(tx: Tx, statement_id: UUID, debits: Sequence[Line], reversals: Sequence[Line]) -> None:
+    """Under the locks of their instructions' rows."""
+    lines = [*debits, *reversals]
+    tx.copy_columns(
+        "facts",
+        {
+            "instruction": [line.instruction for line in lines],
+            "position": [line.position for line in lines],
+            "kind": ["D"] * len(debits) + ["R"] * len(reversals),
+            "bank_reference": [line.bank_reference for line in lines],
+            "statement_id": [str(statement_id)] * len(lines),
+            "line": [line.statement_line for line in lines],
+        },
+    )
 
 
 def count_facts(tx: Tx, rows: Sequence[tuple[int, int, int, int, int]]) -> None:

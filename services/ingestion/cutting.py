@@ -9,14 +9,14 @@ from pydantic_core import from_json, to_json
 
 from libs.common.clock import local_date
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.base import BatchHeader, Sealed, derived_id
+from libs.common.contracts.base import BatchHeader, Items, Sealed, chunk, derived_id
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause
 from libs.common.jobs import make_due
 from libs.common.log import get
 from libs.common.outbox import Outbox, Outgoing, outgoing
-from libs.common.seal import Sealer
+from libs.common.seal import WHO, Sealer
 from services.ingestion import answers, store
 from services.ingestion.config import Settings
 from services.ingestion.domain import (
@@ -76,7 +76,13 @@ class Cutting:
 
     def _open(self, envelope_id: UUID, taken: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:
         """(kind, content) of what was staged."""
-        return [(row.kind, from_json(self._sealer.open_bytes(bytes(row.sealed), SEAL_STAGED, envelope_id))) for row in taken]
+        found = []
+        for row in taken:
+            content = from_json(self._sealer.open_bytes(bytes(row.sealed), SEAL_STAGED, envelope_id), cache_strings="keys")
+            if row.kind == "disbursements":
+                content["rows"] = list(zip(*content.pop("columns"), strict=True))
+            found.append((row.kind, content))
+        return found
 
     def _batches(self, tx: Tx, run: "_Run") -> list[Outgoing]:
         """Cut what is full, or all that is there if the envelope ends or has lingered; keep the rest."""
@@ -106,26 +112,26 @@ class Cutting:
 
     def _batch(self, envelope: store.Envelope, rows: Sequence[Row], number: int) -> c.BatchCut:
         batch_id = batch_uuid(envelope.id, number)
-        items = [{"disbursement_id": row[0], "beneficiary_id": row[1], "amount_minor": row[2]} for row in rows]
-        return c.BatchCut.model_validate(
-            {
-                "header": BatchHeader(**envelope.header.__dict__, batch_id=batch_id, number=number),
-                "count": len(rows),
-                "total_minor": sum(row[2] for row in rows),
-                "items": items,
-                "sealed": self._seal_personal(rows, items, envelope.id, batch_id),
-            }
+        items = Items(
+            disbursement_id=[row[0] for row in rows],
+            beneficiary_id=[row[1] for row in rows],
+            amount_minor=[row[2] for row in rows],
+        )
+        return c.BatchCut(
+            header=BatchHeader(**envelope.header.__dict__, batch_id=batch_id, number=number),
+            **chunk(items),
+            sealed=self._seal_personal(rows, items, envelope.id, batch_id),
         )
 
-    def _seal_personal(self, rows: Sequence[Row], items: Sequence[Any], envelope_id: UUID, batch_id: UUID) -> Sealed:
-        content = {row[0]: {"name": row[3], "narrative": row[4]} for row in rows}
-        for disbursement_id, *_, contact in (row for row in rows if len(row) > _PLAIN):
-            content[disbursement_id]["contact"] = contact
+    def _seal_personal(self, rows: Sequence[Row], items: Items, envelope_id: UUID, batch_id: UUID) -> Sealed:
+        content = {WHO: items.disbursement_id, "name": [row[3] for row in rows], "narrative": [row[4] for row in rows]}
+        if any(len(row) > _PLAIN for row in rows):
+            content["contact"] = [row[_PLAIN] if len(row) > _PLAIN else None for row in rows]
         sealed = self._sealer.seal(content, "BatchCut", envelope_id, batch_id)
         if len(sealed.data) > _SURELY_FITS and len(sealed.data) + len(to_json(items)) > EVENT_BYTES - _HEADER_BYTES:
             # A thousand times noise, which does not compress. It must not stop the envelopes of others.
             _log.warning("names and narratives left out: too large", batch_id=str(batch_id), bytes=len(sealed.data))
-            sealed = self._sealer.seal({}, "BatchCut", envelope_id, batch_id)
+            sealed = self._sealer.seal({WHO: []}, "BatchCut", envelope_id, batch_id)
         return sealed
 
     def _seal_uncut(self, envelope: store.Envelope, rows: Sequence[Row]) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from uuid import UUID
 
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.base import CHUNK_ITEMS, derived_id
+from libs.common.contracts.base import CHUNK_ITEMS, derived_id, totals
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause
@@ -211,9 +211,10 @@ class Statements:
             number, skipped = number + 1, 0
 
     def _lines(self, statement: Any, chunk: int, entries: Sequence[mt940.Entry]) -> c.StatementLines:
-        lines: list[dict[str, Any]] = []
+        lines: list[tuple[Any, ...]] = []
         unparsable: list[dict[str, Any]] = []
-        personal: dict[str, Any] = {}
+        told: list[list[str]] = []  # the narratives of each
+        texts: list[list[str] | None] = []  # of what can't be read
         first = (chunk - 1) * CHUNK_ITEMS + 1
         clean = mt940.are_clean([text for entry in entries for text in entry.narratives], _NARRATIVE_CHARACTERS)
         for number, entry in enumerate(entries, first):
@@ -222,38 +223,31 @@ class Statements:
                 narratives = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in narratives]
             while narratives and not narratives[-1]:
                 narratives.pop()
+            told.append(narratives)
+            texts.append(None)
             try:
-                mark, amount_minor, value_date, customer_reference, bank_reference = mt940.parse(entry, statement.currency)
+                parsed = mt940.parse(entry, statement.currency)
             except mt940.Unreadable as error:
                 unparsable.append({"line": number, "reason": str(error)})
-                text = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.fields]
-                personal[str(number)] = {"text": text, "narratives": narratives}
+                texts[-1] = [mt940.clean(text, _NARRATIVE_CHARACTERS) for text in entry.fields]
                 continue
-            line = {
-                "line": number,
-                "mark": mark,
-                "amount_minor": amount_minor,
-                "value_date": value_date,
-                "customer_reference": customer_reference,
-                "bank_reference": bank_reference,
-                "fifth_narrative": narratives[4][:_FIFTH_CHARACTERS] if len(narratives) > 4 else "",
-            }
-            lines.append(line)
-            personal[str(number)] = {"narratives": narratives}
+            lines.append((number, *parsed, narratives[4][:_FIFTH_CHARACTERS] if len(narratives) > 4 else ""))
+        personal: dict[str, list[Any]] = {"line": list(range(first, first + len(told))), "narratives": told, "text": texts}
         return self._event(statement, chunk, lines, unparsable, personal)
 
     def _event(
         self,
         statement: Any,
         chunk: int,
-        lines: list[dict[str, Any]],
+        rows: list[tuple[Any, ...]],
         unparsable: list[dict[str, Any]],
-        personal: dict[str, Any],
+        personal: dict[str, list[Any]],
     ) -> c.StatementLines:
         place = ("StatementLines", statement.statement_id, chunk)
         sealed = self._sealer.seal(personal, *place)
         if len(sealed.data) > EVENT_BYTES // 4:  # no bank writes so much; what matches payments is in the lines themselves
-            sealed = self._sealer.seal({number: {"too_long": True} for number in personal}, *place)
+            sealed = self._sealer.seal({"line": [], "narratives": [], "text": []}, *place)
+        lines = c.Lines.of(rows)
         return c.StatementLines.model_validate(
             {
                 "statement_id": statement.statement_id,
@@ -262,8 +256,7 @@ class Statements:
                 "chunk": chunk,
                 "lines": lines,
                 "unparsable": unparsable,
-                "count": len(lines),
-                "total_minor": sum(line["amount_minor"] for line in lines),
+                **totals(lines.amount_minor),
                 "sealed": sealed,
             }
         )

@@ -11,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 from libs.common.contracts.allocation import Place, ZoneAllocation
-from libs.common.contracts.base import BatchHeader, Item, Mnemonic
+from libs.common.contracts.base import BatchHeader, Item, Mnemonic, ZonedItem
 from libs.common.contracts.resolution import BatchAddressesResolved
 from libs.common.money import Unit
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_person
 from services.notifications import domain, store
 from services.notifications.domain import Kind, one_line, quantity
 from services.notifications.ports import Message
@@ -30,7 +30,7 @@ class Part:
     """One part of a batch, opened: who is in it, what they are called, where they are served."""
 
     header: BatchHeader  # as it was then: what is repeated with its key has to be the same
-    items: Mapping[str, Item]  # by disbursement
+    items: Mapping[str, Item | ZonedItem]  # by disbursement
     people: Mapping[str, Mapping[str, Any]]
     zones: Mapping[str, ZoneAllocation]  # of each disbursement; empty where people are paid by account
     places: Mapping[str, Mapping[str, Any]]
@@ -47,12 +47,12 @@ class Opener:
         """Raises Malformed where a seal does not open."""
         data = store.unpack(body, digital=digital)
         place = data.header.envelope_id, data.header.batch_id, data.part
-        items: dict[str, Item] = {item.disbursement_id: item for item in data.items}
+        items: dict[str, Item | ZonedItem] = {item.disbursement_id: item for item in data.items}
         if isinstance(data, BatchAddressesResolved):
-            return Part(data.header, items, self._sealer.open(data.sealed, ADDRESSES, *place), {}, {})
+            return Part(data.header, items, by_person(self._sealer.open_people(data.sealed, ADDRESSES, *place)), {}, {})
         zones = {item.disbursement_id: data.zones[item.zone] for item in data.items}
-        people, places = self._sealer.open(data.sealed, PEOPLE, *place), self._sealer.open(data.places, PLACES, *place)
-        return Part(data.header, items, people, zones, places)
+        people = by_person(self._sealer.open_people(data.sealed, PEOPLE, *place))
+        return Part(data.header, items, people, zones, self._sealer.open(data.places, PLACES, *place))
 
 
 class Contents:

@@ -53,7 +53,7 @@ class Handlers:
     def on_allocated(self, tx: Tx, events: Sequence[Event[BatchAllocated]]) -> None:
         """The people of a part have their places. Goods can be told of now, cash only once it is paid."""
         agencies = {
-            (e.data.header.batch_id, e.data.part): [e.data.zones[item.zone].agency.id for item in e.data.items] for e in events
+            (e.data.header.batch_id, e.data.part): [e.data.zones[zone].agency.id for zone in e.data.items.zone] for e in events
         }
         fresh = self._keep(tx, events, agencies)
         planned = [
@@ -89,7 +89,7 @@ class Handlers:
     def _keep(self, tx: Tx, events: Sequence[Event[Any]], agencies: Mapping[tuple[UUID, int], list[str]]) -> list[Event[Any]]:
         """Store parts; returns the events of those that are new."""
         for event in events:
-            ids = [item.disbursement_id for item in event.data.items]
+            ids = event.data.items.disbursement_id
             if len(set(ids)) < len(ids):
                 raise Malformed("DUPLICATE_DISBURSEMENT_ID", "a disbursement is twice in the part", "/items")
         _lock(tx, events)
@@ -349,8 +349,8 @@ def _pays_agencies(data: Payments) -> bool:
 
 
 def _paid(data: Payments) -> Paid:
-    ids, amounts = [item.disbursement_id for item in data.items], [item.amount_minor for item in data.items]
-    return Paid(data.header.batch_id, _STEPS[type(data)], data.instruction, ids, amounts)
+    items = data.items
+    return Paid(data.header.batch_id, _STEPS[type(data)], data.instruction, items.disbursement_id, items.amount_minor)
 
 
 def _lock(tx: Tx, events: Sequence[Event[Any]]) -> None:

@@ -126,8 +126,8 @@ def add_parts(
            ON CONFLICT (batch_id, part) DO NOTHING RETURNING batch_id, part""",
         batches=[batch_id for batch_id, _ in keys],
         parts=[part for _, part in keys],
-        disbursements=[_json([item.disbursement_id for item in parts[key][0].data.items]) for key in keys],
-        beneficiaries=[_json([item.beneficiary_id for item in parts[key][0].data.items]) for key in keys],
+        disbursements=[_json(parts[key][0].data.items.disbursement_id) for key in keys],
+        beneficiaries=[_json(parts[key][0].data.items.beneficiary_id) for key in keys],
         agencies=[None if (agencies := parts[key][2]) is None else _json(agencies) for key in keys],
         bodies=[pack(parts[key][1]) for key in keys],
     )

@@ -8,20 +8,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, TypeAlias
 
 import httpx
 from pydantic import ValidationError
 
-from libs.common.contracts.base import Item, Sealed, Unresolved, Zone, ZonedItem, totals
+from libs.common.contracts.base import (
+    Item,
+    Items,
+    Sealed,
+    Unresolved,
+    UnresolvedItems,
+    Zone,
+    ZonedItem,
+    ZonedItems,
+    chunk,
+)
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.contracts.resolution import BatchAddressesResolved, BatchZonesResolved, ZoneTotal
 from libs.common.db import Tx
 from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
-from libs.common.seal import Sealer
+from libs.common.seal import People, Sealer, pick
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, Settled, Void
 from services.resolution import domain, store
 from services.resolution.domain import Address, Hold, Home, Reply
@@ -32,12 +42,12 @@ Resolved: TypeAlias = BatchAddressesResolved | BatchZonesResolved
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A part with what was answered: an address or a zone each. `names`: disbursement id -> what the batch's seal holds of it.
+    """A part with what was answered: an address or a zone each. `names`: what the batch's seal holds of its people.
     `again`: those of them who are resolved already, and stay so if nothing new is known."""
 
     cut: BatchCut
     part: int
-    names: dict[str, dict[str, Any]]
+    names: People
     found: Sequence[tuple[Item, Any]]
     held: Sequence[tuple[Item, Hold]]
     again: frozenset[str] = frozenset()
@@ -62,10 +72,10 @@ class _Asking(ABC):
         cut = store.unpack(request.body)
         header = cut.header
         try:  # before the call, which would be in vain
-            names = self._sealer.open(cut.sealed, "BatchCut", header.envelope_id, header.batch_id)
+            names = self._sealer.open_people(cut.sealed, "BatchCut", header.envelope_id, header.batch_id)
         except Malformed as error:
             return NotSent(error.code, error.message)
-        items, references = cut.items, domain.references(header.batch_id, len(cut.items))
+        items, references = list(cut.items), domain.references(header.batch_id, len(cut.items))
         if request.only is not None:
             chosen = [item.disbursement_id in request.only for item in items]
             items, references = list(compress(items, chosen)), list(compress(references, chosen))
@@ -92,7 +102,7 @@ class _Asking(ABC):
         answered: Answered = settled.answer.value
         event = self.event(answered)
         header = event.header
-        if not store.answer(tx, header.batch_id, event.part, event.items, event.unresolved, answered.again):
+        if not store.answer(tx, header.batch_id, event.part, event.items.disbursement_id, event.unresolved, answered.again):
             return
         if event.items or event.unresolved:
             self._outbox.append(tx, [outgoing(event, header.batch_id, settled.claim.cause, header.batch_id, event.part)])
@@ -108,7 +118,7 @@ class _Asking(ABC):
             held = [*held, *((item, Hold(domain.PART_TOO_LARGE, "goes with the next part")) for item, _ in found[half:])]
             found = found[:half]
 
-    def _seal(self, answered: Answered, content: Mapping[str, Any], name: str) -> Sealed:
+    def _seal(self, answered: Answered, content: People, name: str) -> Sealed:
         header = answered.cut.header
         return self._sealer.seal(content, name, header.envelope_id, header.batch_id, answered.part)
 
@@ -141,14 +151,15 @@ class Resolve(_Asking):
     def _event_of(
         self, answered: Answered, found: Sequence[tuple[Item, Address]], held: Sequence[tuple[Item, Hold]]
     ) -> BatchAddressesResolved:
-        names = answered.names
-        content = {item.disbursement_id: {**names.get(item.disbursement_id, {}), **address} for item, address in found}
-        items = [item for item, _ in found]
+        items = Items.of(item for item, _ in found)
+        addresses = [address for _, address in found]
+        fields = sorted(set(chain.from_iterable(addresses)))
+        names = pick(answered.names, items.disbursement_id)
+        content = {**names, **{field: [address.get(field) for address in addresses] for field in fields}}
         return BatchAddressesResolved(
             header=answered.cut.header,
             part=answered.part,
-            items=items,
-            **totals(items),
+            **chunk(items),
             sealed=self._seal(answered, content, "BatchAddressesResolved"),
             **_unresolved(held, answered.again),
         )
@@ -175,44 +186,30 @@ class Locate(_Asking):
     def _event_of(
         self, answered: Answered, found: Sequence[tuple[Item, Home]], held: Sequence[tuple[Item, Hold]]
     ) -> BatchZonesResolved:
-        names = answered.names
         zones, items = _zoned(found)
         return BatchZonesResolved(
             header=answered.cut.header,
             part=answered.part,
-            items=items,
-            **totals(items),
+            **chunk(items),
             zones=zones,
-            sealed=self._seal(
-                answered,
-                {item.disbursement_id: names[item.disbursement_id] for item in items if item.disbursement_id in names},
-                "BatchZonesResolved",
-            ),
+            sealed=self._seal(answered, pick(answered.names, items.disbursement_id), "BatchZonesResolved"),
             **_unresolved(held, answered.again),
         )
 
 
 def _unresolved(held: Iterable[tuple[Item, Hold]], again: frozenset[str]) -> dict[str, Any]:
     """Whom nothing is known of, as an event's fields; whoever was resolved before is not among them."""
-    unresolved = [
-        Unresolved(
-            disbursement_id=item.disbursement_id,
-            beneficiary_id=item.beneficiary_id,
-            amount_minor=item.amount_minor,
-            reason=hold.reason,
-            message=hold.message,
-        )
-        for item, hold in held
-        if item.disbursement_id not in again
-    ]
+    unresolved = UnresolvedItems.of(
+        Unresolved(*item, hold.reason, hold.message) for item, hold in held if item.disbursement_id not in again
+    )
     return {
         "unresolved": unresolved,
         "unresolved_count": len(unresolved),
-        "unresolved_total_minor": sum(one.amount_minor for one in unresolved),
+        "unresolved_total_minor": sum(unresolved.amount_minor),
     }
 
 
-def _zoned(found: Sequence[tuple[Item, Home]]) -> tuple[list[ZoneTotal], list[ZonedItem]]:
+def _zoned(found: Sequence[tuple[Item, Home]]) -> tuple[list[ZoneTotal], ZonedItems]:
     """Each zone once, in the order of ids, with what its people come to; and the people with their zone's index. A zone is its
     ids: where its codes differ from one person to the next, the first one's count."""
     homes: dict[tuple[str, str], Home] = {}
@@ -223,15 +220,7 @@ def _zoned(found: Sequence[tuple[Item, Home]]) -> tuple[list[ZoneTotal], list[Zo
         count, total_minor = sums.get(zone, (0, 0))
         sums[zone] = (count + 1, total_minor + item.amount_minor)
     index = {zone: number for number, zone in enumerate(sorted(homes))}
-    items = [
-        ZonedItem(
-            disbursement_id=item.disbursement_id,
-            beneficiary_id=item.beneficiary_id,
-            amount_minor=item.amount_minor,
-            zone=index[home.large_zone_id, home.small_zone_id],
-        )
-        for item, home in found
-    ]
+    items = ZonedItems.of(ZonedItem(*item, index[home.large_zone_id, home.small_zone_id]) for item, home in found)
     return [ZoneTotal(**homes[zone]._asdict(), count=sums[zone][0], total_minor=sums[zone][1]) for zone in index], items
 
 
@@ -251,7 +240,7 @@ def _travels(home: Home) -> bool:
 
 def _surely_fits(event: Resolved) -> bool:
     """Spares nearly every event from being encoded twice: a character takes eight bytes at most, escaped."""
-    ids = sum(len(item.disbursement_id) + len(item.beneficiary_id) for item in event.items)
+    ids = len("".join(event.items.disbursement_id)) + len("".join(event.items.beneficiary_id))
     zones = event.zones if isinstance(event, BatchZonesResolved) else ()
     ids += sum(len(z.large_zone_id) + len(z.large_zone_code) + len(z.small_zone_id) + len(z.small_zone_code) for z in zones)
     fixed = 100 * len(event.items) + 150 * len(zones) + 20_000

@@ -25,7 +25,7 @@ def on_batch_cut(tx: Tx, events: Sequence[Event[BatchCut]]) -> None:
     cuts: dict[UUID, store.Batch] = {}
     for event in events:
         cut = event.data
-        if len({item.disbursement_id for item in cut.items}) < len(cut.items):
+        if len(set(cut.items.disbursement_id)) < cut.count:
             raise Malformed("DUPLICATE_DISBURSEMENT_ID", "a disbursement is twice in the batch", "/items")
         cause = Cause(event.id, str(cut.header.envelope_id), event.traceparent)
         cuts.setdefault(cut.header.batch_id, store.Batch(cut, attributes(event.raw).data, cause))

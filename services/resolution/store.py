@@ -7,7 +7,7 @@ from uuid import UUID
 import zstandard
 
 from libs.common import workqueue
-from libs.common.contracts.base import Item, Unresolved
+from libs.common.contracts.base import UnresolvedItems
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.operator import ResolveHeld
 from libs.common.db import Tx, lock_key
@@ -72,7 +72,7 @@ def add_batches(tx: Tx, cuts: Mapping[UUID, Batch]) -> None:
         counts=[batch.cut.count for batch in batches],
         bodies=[compress(batch.data) for batch in batches],
         # An id has no line's end in it.
-        ids=["\n".join(item.disbursement_id for item in batch.cut.items) for batch in batches],
+        ids=["\n".join(batch.cut.items.disbursement_id) for batch in batches],
     )
     _enqueue(
         tx,
@@ -111,15 +111,14 @@ def answer(
     tx: Tx,
     batch_id: UUID,
     part: int,
-    resolved: Collection[Item],
-    unresolved: Sequence[Unresolved],
+    resolved: Sequence[str],
+    unresolved: UnresolvedItems,
     again: Collection[str] = (),
 ) -> bool:
     """Store a part's answer: counts, who is held, who is not held any more. False where the part has been answered. `again`:
     those asked for who were resolved before, and stay so in any case."""
-    ids = [item.disbursement_id for item in resolved]
-    anew = [one for one in ids if one in again]
-    given = {"batch": batch_id, "part": part, "resolved": len(ids)}
+    anew = [one for one in resolved if one in again]
+    given = {"batch": batch_id, "part": part, "resolved": len(resolved)}
     waited_for = tx.rows(
         """UPDATE batches SET resolved = resolved + %(new)s, unresolved = count - resolved - %(new)s,
                   body = CASE WHEN resolved + %(new)s < count OR kind = %(resolve)s THEN body END,
@@ -128,7 +127,7 @@ def answer(
                SELECT FROM parts p WHERE p.batch_id = %(batch)s AND p.part = %(part)s AND p.answered_at IS NULL)
            RETURNING batch_id""",
         **given,
-        new=len(ids) - len(anew),
+        new=len(resolved) - len(anew),
         resolve=RESOLVE,
     )
     if not waited_for:
@@ -149,7 +148,7 @@ def answer(
                WHERE batch_id = %(batch)s AND asked_in = %(part)s AND disbursement_id = ANY(%(ids)s::text[])""",
             batch=batch_id,
             part=part,
-            ids=ids,
+            ids=list(resolved),
         )
     if unresolved:
         tx.run(
@@ -159,11 +158,11 @@ def answer(
                ON CONFLICT (batch_id, disbursement_id) DO UPDATE
                SET reason = excluded.reason, message = excluded.message, asked_in = NULL""",
             batch=batch_id,
-            ids=[one.disbursement_id for one in unresolved],
-            beneficiaries=[one.beneficiary_id for one in unresolved],
-            amounts=[one.amount_minor for one in unresolved],
-            reasons=[one.reason for one in unresolved],
-            messages=[one.message for one in unresolved],
+            ids=unresolved.disbursement_id,
+            beneficiaries=unresolved.beneficiary_id,
+            amounts=unresolved.amount_minor,
+            reasons=unresolved.reason,
+            messages=unresolved.message,
         )
     return True
 

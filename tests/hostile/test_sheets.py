@@ -63,7 +63,13 @@ def dry_run(folder: Path, content: bytes, name: str = "run.csv") -> tuple[str | 
 
 def written(path: Path) -> list[tuple[str, str, int, str, str]]:
     return [
-        (one.disbursement_id, one.beneficiary_id, one.amount_minor, one.beneficiary_name, one.narrative)
+        (
+            one["disbursement_id"],
+            one["beneficiary_id"],
+            one["amount_minor"],
+            one.get("beneficiary_name", ""),
+            one.get("narrative", ""),
+        )
         for one in sheet.disbursements(path, EUR)
     ]
 

@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         "the outbox in the transaction: events are appended in one of their own",
         "libs/common/outbox.py",
-        "    tx.run(\n",
-        '    Tx(tx.connection.engine.connect().execution_options(isolation_level="AUTOCOMMIT")).run(\n',
+        '    tx.copy("outbox"',
+        '    Tx(tx.connection.engine.connect().execution_options(isolation_level="AUTOCOMMIT")).copy("outbox"',
         (f"{CRASH}[call.before_settle_commit-dispatch-example]",),
     ),
     Mutant(
@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "addresses: who is asked for again in vain is held, though paid",
         "services/resolution/calls.py",
-        "        if item.disbursement_id not in again\n",
-        "",
+        " for item, hold in held if item.disbursement_id not in again\n",
+        " for item, hold in held\n",
         ("tests/unit/resolution/test_zones.py::test_whoever_was_resolved_before_is_not_held_by_a_question_in_vain",),
     ),
     Mutant(

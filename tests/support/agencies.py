@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libs.common.contracts.allocation import BatchAllocated, Place, ZoneAllocation
-from libs.common.contracts.base import Unresolved, ZonedItem, zone_totals
+from libs.common.contracts.base import UnresolvedItems, ZonedItem, ZonedItems, chunk, zone_totals
 from libs.common.contracts.resolution import BatchAddressesResolved
+from libs.common.seal import by_column
 from tests.support.money import Payout
 
 
@@ -29,10 +30,9 @@ class AgencyPayout(Payout):
     def allocated(self, data: BatchAddressesResolved) -> BatchAllocated:
         """What allocation says of these people; zone codes are unique to batch and part."""
         header, part = data.header, data.part
-        items = [
-            ZonedItem(**item.model_dump(), zone=int(item.disbursement_id.rpartition("-")[2]) % self.zones)
-            for item in data.items
-        ]
+        items = ZonedItems.of(
+            ZonedItem(*item, int(item.disbursement_id.rpartition("-")[2]) % self.zones) for item in data.items
+        )
         zones, places = [], {}
         for number, (count, total) in enumerate(zone_totals(items, self.zones)):
             code = f"{self.prefix}{header.number}-{part}-Z{number}"
@@ -59,13 +59,11 @@ class AgencyPayout(Payout):
         return BatchAllocated(
             header=header,
             part=part,
-            items=items,
+            **chunk(items),
             zones=zones,
-            sealed=self.sealer.seal({}, "BatchAllocated/people", *place),
+            sealed=self.sealer.seal(by_column({}), "BatchAllocated/people", *place),
             places=self.sealer.seal(places, "BatchAllocated/places", *place),
-            held=[Unresolved.model_validate({**item.model_dump(), "reason": "NO_AGENCY"}) for item in data.unresolved],
-            count=data.count,
-            total_minor=data.total_minor,
+            held=UnresolvedItems.of(item._replace(reason="NO_AGENCY", message="") for item in data.unresolved),
             held_count=data.unresolved_count,
             held_total_minor=data.unresolved_total_minor,
         )

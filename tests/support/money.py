@@ -8,10 +8,21 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
-from libs.common.contracts.base import BatchHeader, EnvelopeHeader, Item, Unresolved, derived_id, envelope_uuid, totals
+from libs.common.contracts.base import (
+    BatchHeader,
+    EnvelopeHeader,
+    Item,
+    Items,
+    Unresolved,
+    UnresolvedItems,
+    chunk,
+    derived_id,
+    envelope_uuid,
+    totals,
+)
 from libs.common.contracts.ingestion import CancelledItem, DisbursementsCancelling, EnvelopeCancelling, EnvelopeCompleted
 from libs.common.contracts.resolution import BatchAddressesResolved
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_column
 from libs.local.client import BankAdmin, Profile
 from tests.support.world import World
 
@@ -81,7 +92,7 @@ class Payout:
 
     def next_part(self, batch: BatchAddressesResolved, part: int) -> BatchAddressesResolved:
         """Everybody who was unresolved has an address now."""
-        people = [Item.model_validate(item.model_dump()) for item in batch.unresolved]
+        people = [Item(*item[:3]) for item in batch.unresolved]
         return self._resolved(batch.header.batch_id, batch.header.number, part, people, [])
 
     def _resolved(
@@ -91,23 +102,28 @@ class Payout:
         return BatchAddressesResolved(
             header=BatchHeader(**self.header.model_dump(), batch_id=batch_id, number=number),
             part=part,
-            items=list(people),
-            sealed=self.sealer.seal(addresses, "BatchAddressesResolved", self.envelope_id, batch_id, part),
-            unresolved=[Unresolved(**item.model_dump(), reason="NOT_LINKED") for item in missing],
+            **chunk(Items.of(people)),
+            sealed=self.sealer.seal(by_column(addresses), "BatchAddressesResolved", self.envelope_id, batch_id, part),
+            unresolved=UnresolvedItems.of(Unresolved(*item, "NOT_LINKED") for item in missing),
             unresolved_count=len(missing),
             unresolved_total_minor=sum(item.amount_minor for item in missing),
-            **totals(people),
         )
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item | Unresolved]:
         return [item for batch in self.batches for item in (*batch.items, *batch.unresolved)]
 
     def completed(self) -> EnvelopeCompleted:
-        return EnvelopeCompleted(header=self.header, batches=len(self.batches), **totals(self.items()))
+        return EnvelopeCompleted(
+            header=self.header, batches=len(self.batches), **totals([item.amount_minor for item in self.items()])
+        )
 
     def cancelling(self, request_id: str = "cancel-1") -> EnvelopeCancelling:
         return EnvelopeCancelling(
-            header=self.header, request_id=request_id, reason="test", batches=len(self.batches), **totals(self.items())
+            header=self.header,
+            request_id=request_id,
+            reason="test",
+            batches=len(self.batches),
+            **totals([item.amount_minor for item in self.items()]),
         )
 
     def cancelling_some(self, ids: Sequence[str], request_id: str = "some-1") -> DisbursementsCancelling:

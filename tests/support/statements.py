@@ -6,8 +6,8 @@ from typing import Any
 
 import mt940
 
-from libs.common.contracts.base import derived_id
-from libs.common.contracts.ingestion import StatementLine, StatementLines, StatementOpened
+from libs.common.contracts.base import derived_id, totals
+from libs.common.contracts.ingestion import Lines, StatementLine, StatementLines, StatementOpened
 from tests.support.money import Payout
 
 
@@ -52,9 +52,8 @@ def publish_lines(payout: Payout, statement_id: Any, token: str, chunks: list[li
             account_token=token,
             currency="EUR",
             chunk=number,
-            lines=lines,
-            count=len(lines),
-            total_minor=sum(line.amount_minor for line in lines),
+            lines=Lines.of(lines),
+            **totals([line.amount_minor for line in lines]),
             sealed=payout.sealer.seal({}, "StatementLines", statement_id, number),
         )
         payout.world.publish("ingestion.statements.v1", data, key=token, correlation_id=str(statement_id))

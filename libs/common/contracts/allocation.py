@@ -18,9 +18,9 @@ from libs.common.contracts.base import (
     PublisherId,
     Reason,
     Sealed,
-    Unresolved,
+    UnresolvedItems,
     Zone,
-    ZonedItem,
+    ZonedItems,
     zone_totals,
 )
 from libs.common.contracts.ingestion import NotCancelled
@@ -54,13 +54,11 @@ class BatchAllocated(ControlTotals, EventData):
     TYPE = "almoner.allocation.BatchAllocated.v1"
     header: BatchHeader
     part: Annotated[int, Field(ge=1, le=10_000)]
-    items: Annotated[list[ZonedItem], Field(max_length=CHUNK_ITEMS)] = Field(
-        description="allocated; count and total are theirs"
-    )
+    items: ZonedItems = Field(description="allocated; count and total are theirs")
     zones: Annotated[list[ZoneAllocation], Field(max_length=CHUNK_ITEMS)]
     sealed: Sealed
     places: Sealed
-    held: Annotated[list[Unresolved], Field(max_length=CHUNK_ITEMS)]
+    held: UnresolvedItems
     held_count: Count
     held_total_minor: MinorOrZero
 

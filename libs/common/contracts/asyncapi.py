@@ -23,6 +23,9 @@ class _Closed(GenerateJsonSchema):
     def model_schema(self, schema: Any) -> JsonSchemaValue:
         return {**super().model_schema(schema), "additionalProperties": False}
 
+    def typed_dict_schema(self, schema: Any) -> JsonSchemaValue:
+        return {**super().typed_dict_schema(schema), "additionalProperties": False}
+
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False  # a field's name again, with a capital
 

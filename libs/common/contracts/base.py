@@ -1,8 +1,8 @@
 """What every contract is made of: base models, identifiers, money, sealed parts, chunks with control totals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -24,6 +24,7 @@ Minor = Annotated[int, Field(strict=True, gt=0, le=MAX_MINOR)]
 MinorOrZero = Annotated[int, Field(strict=True, ge=0, le=MAX_MINOR)]
 Balance = Annotated[int, Field(strict=True, ge=-MAX_MINOR, le=MAX_MINOR)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+SomeItems = Annotated[int, Field(strict=True, ge=1, le=CHUNK_ITEMS)]  # of a chunk that is never empty
 
 # Empty where there is none; whether it can be reached only the provider knows.
 EmailOrNone = Annotated[str, StringConstraints(pattern=r"^([^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,190})?$")]
@@ -52,7 +53,8 @@ def envelope_uuid(source: str, publisher_envelope_id: str) -> UUID:
 class Part(BaseModel):
     """Any part of an event: immutable, tolerant of unknown fields when read (the published schemas are closed)."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # Of strings only names come again and again: to look for each value among those seen before costs more than it saves.
+    model_config = ConfigDict(frozen=True, extra="ignore", cache_strings="keys")
 
 
 class EventData(Part):
@@ -65,7 +67,7 @@ class Sealed(Part):
     """Personal data, compressed and then sealed (see seal.py)."""
 
     key_id: str = Field(max_length=40)
-    data: str = Field(description="base64 of nonce and AES-GCM ciphertext of zstd of JSON {disbursement id: {…}}")
+    data: str = Field(description="base64 of nonce and AES-GCM ciphertext of zstd of JSON: columns, disbursement_id among them")
 
 
 class Mnemonic(Part):
@@ -106,29 +108,116 @@ class Contact(Part):
     phone: PhoneOrNone = ""
 
 
-class Item(Part):
+class Item(NamedTuple):
     """One disbursement in a batch; what identifies a person beyond ids is in the sealed part."""
 
-    disbursement_id: PublisherId
-    beneficiary_id: PublisherId
-    amount_minor: Minor
+    disbursement_id: str
+    beneficiary_id: str
+    amount_minor: int
 
 
-class Amount(Part):
+class Unresolved(NamedTuple):
+    disbursement_id: str
+    beneficiary_id: str
+    amount_minor: int
+    reason: str
+    message: str = ""
+
+
+class Amount(NamedTuple):
     """One disbursement and its money."""
 
-    disbursement_id: PublisherId
-    amount_minor: Minor
+    disbursement_id: str
+    amount_minor: int
 
 
-class AmountWithReason(Amount):
-    reason: Code
-    message: str = Field(default="", max_length=500)
+class AmountWithReason(NamedTuple):
+    disbursement_id: str
+    amount_minor: int
+    reason: str
+    message: str = ""
 
 
-class Unresolved(Item):
-    reason: Code
-    message: str = Field(default="", max_length=500)
+class ZonedItem(NamedTuple):
+    disbursement_id: str
+    beneficiary_id: str
+    amount_minor: int
+    zone: int
+
+
+Row = TypeVar("Row", bound=tuple[object, ...])
+_PublisherIds = Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)]
+_Minors = Annotated[list[Minor], Field(max_length=CHUNK_ITEMS)]
+_Codes = Annotated[list[Code], Field(max_length=CHUNK_ITEMS)]
+_Messages = Annotated[list[Annotated[str, StringConstraints(max_length=500)]], Field(max_length=CHUNK_ITEMS)]
+
+
+class Columns(Part, Generic[Row]):
+    """The rows of a chunk, by column: a thousand of them are read, written and handed on as a few lists (ADR 17). All lists are of
+    one length. Iterating gives the rows."""
+
+    ROW: ClassVar[Any]  # the type of a row
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[object, ...]]) -> Self:
+        """Of rows, or tuples of their values. Raises ValidationError for a value that an event can't carry."""
+        columns = list(zip(*rows, strict=True)) or [()] * len(cls.model_fields)
+        return cls.model_validate(dict(zip(cls.model_fields, columns, strict=True)))
+
+    def __iter__(self) -> Iterator[Row]:  # type: ignore[override]
+        return map(self.ROW._make, zip(*self.__dict__.values(), strict=True))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.__dict__.values())))
+
+    def __getitem__(self, index: int) -> Row:
+        row: Row = self.ROW._make(column[index] for column in self.__dict__.values())
+        return row
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        lengths = {name: len(column) for name, column in self.__dict__.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns are not of one length: {lengths}")
+        return self
+
+
+class Items(Columns[Item]):
+    ROW = Item
+    disbursement_id: _PublisherIds
+    beneficiary_id: _PublisherIds
+    amount_minor: _Minors
+
+
+class UnresolvedItems(Columns[Unresolved]):
+    ROW = Unresolved
+    disbursement_id: _PublisherIds
+    beneficiary_id: _PublisherIds
+    amount_minor: _Minors
+    reason: _Codes
+    message: _Messages
+
+
+class Amounts(Columns[Amount]):
+    ROW = Amount
+    disbursement_id: _PublisherIds
+    amount_minor: _Minors
+
+
+class AmountsWithReason(Columns[AmountWithReason]):
+    ROW = AmountWithReason
+    disbursement_id: _PublisherIds
+    amount_minor: _Minors
+    reason: _Codes
+    message: _Messages
+
+
+class ZonedItems(Columns[ZonedItem]):
+    ROW = ZonedItem
+    disbursement_id: _PublisherIds
+    beneficiary_id: _PublisherIds
+    amount_minor: _Minors
+    zone: Annotated[list[Count], Field(max_length=CHUNK_ITEMS)] = Field(description="index in `zones`")
 
 
 class Zone(Part):
@@ -140,18 +229,14 @@ class Zone(Part):
     small_zone_code: Name = ""
 
 
-class ZonedItem(Item):
-    zone: Count = Field(description="index in `zones`")
-
-
-def zone_totals(items: Iterable[ZonedItem], zones: int) -> list[tuple[int, int]]:
+def zone_totals(items: ZonedItems, zones: int) -> list[tuple[int, int]]:
     """(count, total) of each zone. Raises ValueError for an item in none of them."""
     found = [[0, 0] for _ in range(zones)]
-    for item in items:
-        if item.zone >= zones:
-            raise ValueError(f"an item is in zone {item.zone}, there are {zones}")
-        found[item.zone][0] += 1
-        found[item.zone][1] += item.amount_minor
+    for zone, amount_minor in zip(items.zone, items.amount_minor, strict=True):
+        if zone >= zones:
+            raise ValueError(f"an item is in zone {zone}, there are {zones}")
+        found[zone][0] += 1
+        found[zone][1] += amount_minor
     return [(count, total) for count, total in found]
 
 
@@ -161,12 +246,12 @@ class ControlTotals(Part):
     count: Count
     total_minor: MinorOrZero
 
-    def _chunk(self) -> Iterable[Amount | Item]:
-        return self.items  # type: ignore[attr-defined,no-any-return]
+    def _amounts(self) -> Sequence[int]:
+        return self.items.amount_minor  # type: ignore[attr-defined,no-any-return]
 
     @model_validator(mode="after")
     def _totals_agree(self) -> Self:
-        amounts = [item.amount_minor for item in self._chunk()]
+        amounts = self._amounts()
         if len(amounts) != self.count:
             raise ValueError(f"count says {self.count}, there are {len(amounts)} items")
         total = sum(amounts)
@@ -175,16 +260,11 @@ class ControlTotals(Part):
         return self
 
 
-def totals(items: Iterable[Amount | Item]) -> dict[str, int]:
+def totals(amounts: Sequence[int]) -> dict[str, int]:
     """The control totals of a chunk, as keyword arguments for its event."""
-    amounts = [item.amount_minor for item in items]
     return {"count": len(amounts), "total_minor": sum(amounts)}
 
 
-def amounts(items: Sequence[tuple[str, int]]) -> dict[str, object]:
-    """(disbursement, minor units) each -> `items` and control totals of an event, to be validated as one."""
-    return {
-        "items": [{"disbursement_id": one, "amount_minor": minor} for one, minor in items],
-        "count": len(items),
-        "total_minor": sum(minor for _, minor in items),
-    }
+def chunk(items: "Items | ZonedItems | Amounts | AmountsWithReason") -> dict[str, Any]:
+    """`items` and their control totals, as keyword arguments for their event."""
+    return {"items": items, **totals(items.amount_minor)}

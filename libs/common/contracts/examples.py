@@ -8,7 +8,7 @@ one's rice is held. Other systems' tests and `docs/events.md` use these; names a
 from typing import Any
 
 from libs.common.contracts import allocation, funds, ingestion, notifications, operator, reference, resolution, scheduler
-from libs.common.contracts.base import EventData, derived_id, envelope_uuid
+from libs.common.contracts.base import EventData, UnresolvedItems, derived_id, envelope_uuid
 
 SOURCE = "urn:example:rice-programme"
 _SUBMISSION = "3f0f7d0e-5c1b-4a35-9d52-8c1e3b7a9c10"
@@ -67,8 +67,16 @@ def _amounts(*items: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"disbursement_id": item["disbursement_id"], "amount_minor": item["amount_minor"]} for item in items]
 
 
+def _totals(items: list[dict[str, Any]]) -> dict[str, int]:
+    return {"count": len(items), "total_minor": sum(item["amount_minor"] for item in items)}
+
+
+def _columns(items: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [item[name] for item in items] for name in items[0]}
+
+
 def _chunk(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"count": len(items), "total_minor": sum(item["amount_minor"] for item in items), "items": items}
+    return {**_totals(items), "items": _columns(items)}
 
 
 # 25.000 kg of rice for each of two farmers; the second one's village has no agency yet.
@@ -140,12 +148,11 @@ _PUBLISHED: dict[type[EventData], dict[str, Any]] = {
     },
     ingestion.DisbursementsAdded: {
         "envelope_id": _PUBLISHER_ENVELOPE_ID,
-        **_chunk(
-            [
-                {**item, "beneficiary_name": name, "narrative": "Rice assistance, wet season 2026", "contact": None}
-                for item, (_, _, name, _) in zip(_ITEMS, _PEOPLE, strict=True)
-            ]
-        ),
+        **_totals(_ITEMS),
+        "items": [
+            {**item, "beneficiary_name": name, "narrative": "Rice assistance, wet season 2026", "contact": None}
+            for item, (_, _, name, _) in zip(_ITEMS, _PEOPLE, strict=True)
+        ],
     },
     ingestion.EnvelopeAmendmentRequested: {
         "envelope_id": _PUBLISHER_ENVELOPE_ID,
@@ -278,22 +285,24 @@ _INGESTION: dict[type[EventData], dict[str, Any]] = {
         "account_token": _ACCOUNT,
         "currency": "PHP",
         "chunk": 1,
-        "lines": [
-            {
-                "line": line,
-                "mark": mark,
-                "amount_minor": item["amount_minor"],
-                "value_date": "2026-11-24",
-                "customer_reference": reference,
-                "bank_reference": f"BANK000047{line}",
-                "fifth_narrative": "",
-            }
-            for line, mark, item, reference in [
-                (1, "D", _PAID, "A000000001009NZ9"),
-                (2, "D", _REVERSED, "A00000000101BWSE"),
-                (3, "RD", _REVERSED, "A00000000101BWSE"),
+        "lines": _columns(
+            [
+                {
+                    "line": line,
+                    "mark": mark,
+                    "amount_minor": item["amount_minor"],
+                    "value_date": "2026-11-24",
+                    "customer_reference": reference,
+                    "bank_reference": f"BANK000047{line}",
+                    "fifth_narrative": "",
+                }
+                for line, mark, item, reference in [
+                    (1, "D", _PAID, "A000000001009NZ9"),
+                    (2, "D", _REVERSED, "A00000000101BWSE"),
+                    (3, "RD", _REVERSED, "A00000000101BWSE"),
+                ]
             ]
-        ],
+        ),
         "unparsable": [{"line": 4, "reason": "not in the form of :61: (date, mark, amount, type, references)"}],
         "count": 3,
         "total_minor": _PAID["amount_minor"] + 2 * _REVERSED["amount_minor"],
@@ -307,7 +316,7 @@ _RESOLUTION: dict[type[EventData], dict[str, Any]] = {
         "part": 1,
         **_chunk([_PAID, _REVERSED, _CANCELLED]),
         "sealed": _SEALED,
-        "unresolved": [{**_UNRESOLVED, "reason": "NOT_LINKED", "message": "succ.fa.not_linked_to_id"}],
+        "unresolved": _columns([{**_UNRESOLVED, "reason": "NOT_LINKED", "message": "succ.fa.not_linked_to_id"}]),
         "unresolved_count": 1,
         "unresolved_total_minor": _UNRESOLVED["amount_minor"],
     },
@@ -318,7 +327,7 @@ _RESOLUTION[resolution.BatchZonesResolved] = {
     "part": 1,
     **_located((_SERVED, _VILLAGE), (_UNSERVED, _HAMLET)),
     "sealed": _SEALED,
-    "unresolved": [],
+    "unresolved": {name: [] for name in UnresolvedItems.model_fields},
     "unresolved_count": 0,
     "unresolved_total_minor": 0,
 }
@@ -335,7 +344,7 @@ _ALLOCATION: dict[type[EventData], dict[str, Any]] = {
         **_located((_SERVED, _ZONE_SERVED)),
         "sealed": _SEALED,
         "places": _SEALED,
-        "held": [{**_UNSERVED, "reason": "NO_AGENCY", "message": "no agency serves small zone ISA-022"}],
+        "held": _columns([{**_UNSERVED, "reason": "NO_AGENCY", "message": "no agency serves small zone ISA-022"}]),
         "held_count": 1,
         "held_total_minor": _UNSERVED["amount_minor"],
     },

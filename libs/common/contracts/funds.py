@@ -1,14 +1,12 @@
 """Funds' contracts: what happened to the sponsor's money."""
 
-from typing import Annotated
 from uuid import UUID
 
 from pydantic import Field
 
 from libs.common.contracts.base import (
-    CHUNK_ITEMS,
-    Amount,
-    AmountWithReason,
+    Amounts,
+    AmountsWithReason,
     BatchHeader,
     Code,
     ControlTotals,
@@ -20,11 +18,9 @@ from libs.common.contracts.base import (
     MinorOrZero,
     Part,
     PublisherId,
+    SomeItems,
 )
 from libs.common.contracts.ingestion import NotCancelled
-
-Amounts = Annotated[list[Amount], Field(min_length=1, max_length=CHUNK_ITEMS)]
-AmountsWithReason = Annotated[list[AmountWithReason], Field(min_length=1, max_length=CHUNK_ITEMS)]
 
 
 class Position(Part):
@@ -125,6 +121,7 @@ class Payments(ControlTotals, EventData):
 
     header: BatchHeader
     instruction: int = Field(ge=1)
+    count: SomeItems
     items: Amounts
 
 
@@ -160,6 +157,7 @@ class PaymentsCancelled(ControlTotals, EventData):
 
     TYPE = "almoner.funds.PaymentsCancelled.v1"
     header: BatchHeader
+    count: SomeItems
     items: Amounts
 
 
@@ -168,6 +166,7 @@ class PaymentsHeld(ControlTotals, EventData):
 
     TYPE = "almoner.funds.PaymentsHeld.v1"
     header: BatchHeader
+    count: SomeItems
     items: AmountsWithReason
 
 
@@ -177,6 +176,7 @@ class PaymentsRefused(ControlTotals, EventData):
     TYPE = "almoner.funds.PaymentsRefused.v1"
     header: BatchHeader
     instruction: int = Field(ge=1)
+    count: SomeItems
     items: AmountsWithReason
 
 

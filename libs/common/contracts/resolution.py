@@ -10,12 +10,12 @@ from libs.common.contracts.base import (
     ControlTotals,
     Count,
     EventData,
-    Item,
+    Items,
     MinorOrZero,
     Sealed,
-    Unresolved,
+    UnresolvedItems,
     Zone,
-    ZonedItem,
+    ZonedItems,
     zone_totals,
 )
 
@@ -23,16 +23,16 @@ from libs.common.contracts.base import (
 class BatchAddressesResolved(ControlTotals, EventData):
     """The addresses of a batch. Whoever is resolved later arrives as the next `part`, alone.
 
-    Sealed: {disbursement id: {"name", "narrative", and of the address: "fa_type" BANK_ACCOUNT | MOBILE_WALLET |
-    EMAIL_WALLET, "account_number", "bank_code", "branch_code", "mobile_number", "email_address",
-    "wallet_provider_name", "wallet_provider_code"}}; empty fields are left out."""
+    Sealed: columns disbursement_id, those of BatchCut, and of the address: fa_type BANK_ACCOUNT | MOBILE_WALLET | EMAIL_WALLET,
+    account_number, bank_code, branch_code, mobile_number, email_address, wallet_provider_name, wallet_provider_code; null where
+    somebody has none, left out where nobody has one."""
 
     TYPE = "almoner.resolution.BatchAddressesResolved.v1"
     header: BatchHeader
     part: Annotated[int, Field(ge=1, le=10_000)]
-    items: Annotated[list[Item], Field(max_length=CHUNK_ITEMS)] = Field(description="resolved; count and total are theirs")
+    items: Items = Field(description="resolved; count and total are theirs")
     sealed: Sealed
-    unresolved: Annotated[list[Unresolved], Field(max_length=CHUNK_ITEMS)]
+    unresolved: UnresolvedItems
     unresolved_count: Count
     unresolved_total_minor: int = Field(ge=0)
 
@@ -51,10 +51,10 @@ class BatchZonesResolved(ControlTotals, EventData):
     TYPE = "almoner.resolution.BatchZonesResolved.v1"
     header: BatchHeader
     part: Annotated[int, Field(ge=1, le=10_000)]
-    items: Annotated[list[ZonedItem], Field(max_length=CHUNK_ITEMS)] = Field(description="resolved; count and total are theirs")
+    items: ZonedItems = Field(description="resolved; count and total are theirs")
     zones: Annotated[list[ZoneTotal], Field(max_length=CHUNK_ITEMS)]
     sealed: Sealed
-    unresolved: Annotated[list[Unresolved], Field(max_length=CHUNK_ITEMS)]
+    unresolved: UnresolvedItems
     unresolved_count: Count
     unresolved_total_minor: int = Field(ge=0)
 

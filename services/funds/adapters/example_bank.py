@@ -114,7 +114,7 @@ def read_response(status_code: int, content: bytes) -> Read:
     if status_code != 200:
         return MaybeDone(f"HTTP_{status_code}", "no answer that says what was done")
     try:
-        answer = from_json(content)
+        answer = from_json(content, cache_strings="keys")
     except ValueError:
         return MaybeDone("NONSENSE", "the answer is not JSON")
     return answer if isinstance(answer, dict) else MaybeDone("NONSENSE", "the answer is not a JSON object")

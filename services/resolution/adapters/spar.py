@@ -135,7 +135,7 @@ class Spar:
     def read(self, content: bytes, message_id: str, asked: Container[str]) -> dict[str, Reply] | NotSent | MaybeDone:
         """The replies to what was asked, by reference id. A refusal of the whole message is NotSent: nobody was looked up."""
         try:
-            answer = from_json(content)
+            answer = from_json(content, cache_strings="keys")
         except ValueError:
             return MaybeDone("NONSENSE", "the answer is no JSON")
         responses = self._responses(answer if isinstance(answer, dict) else {}, message_id)

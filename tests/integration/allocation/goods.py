@@ -6,9 +6,18 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from libs.common.contracts import allocation, ingestion, operator, resolution
-from libs.common.contracts.base import EnvelopeHeader, EventData, Mnemonic, Unresolved, Zone, ZonedItem, totals, zone_totals
+from libs.common.contracts.base import (
+    EnvelopeHeader,
+    EventData,
+    Mnemonic,
+    UnresolvedItems,
+    Zone,
+    ZonedItems,
+    chunk,
+    zone_totals,
+)
 from libs.common.contracts.scheduler import Tick
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_column, by_person
 from libs.local.reference import Place, Reference
 from services.allocation.config import Settings
 from tests.support.process import Process
@@ -73,18 +82,8 @@ class Envelope:
         self, batch_id: UUID, number: int, part: int, people: Sequence[tuple[str, str, int, str | None]]
     ) -> resolution.BatchZonesResolved:
         names = sorted({zone for *_, zone in people if zone})
-        items = [
-            ZonedItem(disbursement_id=d, beneficiary_id=p, amount_minor=minor, zone=names.index(zone))
-            for d, p, minor, zone in people
-            if zone
-        ]
-        lost = [
-            Unresolved(
-                disbursement_id=d, beneficiary_id=p, amount_minor=minor, reason="NOT_IN_REGISTRY", message="unknown there"
-            )
-            for d, p, minor, zone in people
-            if not zone
-        ]
+        items = ZonedItems.of((d, p, minor, names.index(zone)) for d, p, minor, zone in people if zone)
+        lost = UnresolvedItems.of((d, p, minor, "NOT_IN_REGISTRY", "unknown there") for d, p, minor, zone in people if not zone)
         zones = [
             resolution.ZoneTotal(**of(name).model_dump(), count=count, total_minor=total)
             for name, (count, total) in zip(names, zone_totals(items, len(names)), strict=True)
@@ -93,13 +92,12 @@ class Envelope:
         data = resolution.BatchZonesResolved(
             header={**self.header.model_dump(), "batch_id": batch_id, "number": number},
             part=part,
-            items=items,
-            **totals(items),
+            **chunk(items),
             zones=zones,
-            sealed=SEALER.seal(content, "BatchZonesResolved", self.id, batch_id, part),
+            sealed=SEALER.seal(by_column(content), "BatchZonesResolved", self.id, batch_id, part),
             unresolved=lost,
             unresolved_count=len(lost),
-            unresolved_total_minor=sum(one.amount_minor for one in lost),
+            unresolved_total_minor=sum(lost.amount_minor),
         )
         self.parts.append(data)
         return data
@@ -278,7 +276,7 @@ def opened(event: allocation.BatchAllocated) -> tuple[dict[str, Any], dict[str, 
     """People and places."""
     place = (event.header.envelope_id, event.header.batch_id, event.part)
     return (
-        SEALER.open(event.sealed, "BatchAllocated/people", *place),
+        by_person(SEALER.open_people(event.sealed, "BatchAllocated/people", *place)),
         SEALER.open(event.places, "BatchAllocated/places", *place),
     )
 

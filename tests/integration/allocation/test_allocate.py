@@ -55,7 +55,7 @@ def test_goods_from_zones_to_places(allocating: Allocating) -> None:
     # The registry knows one of them now, PBMS the others' zone: each goes on as the batch's next part, the others stay.
     allocating.publish(envelope.later(first, {"D1-4": "L1-s1"}))
     third = allocating.said(3)[1]
-    assert (third.part, ids(third.items), third.held) == (2, ["D1-4"], [])
+    assert (third.part, ids(third.items), list(third.held)) == (2, ["D1-4"], [])
     allocating.put(warehouse(3, "L3"), agency(14, "L3-s1"))
     allocating.tick()
     fourth = allocating.said(4)[2]

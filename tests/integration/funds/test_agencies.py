@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from libs.common.contracts import funds, operator
-from libs.common.contracts.base import derived_id
+from libs.common.contracts.base import UnresolvedItems, derived_id
 from libs.common.contracts.ingestion import StatementLine
 from libs.local.client import BankAdmin, Profile
 from services.funds import domain
@@ -122,7 +122,7 @@ def test_a_zone_without_an_account_is_held_and_paid_by_the_next_part(world: Worl
     # The next part brings both, and somebody who was paid already.
     payout.poor.clear()
     everybody = [*batch.unresolved, *(item for item in batch.items if item.disbursement_id in poor), batch.items[0]]
-    late = batch.model_copy(update={"unresolved": everybody})
+    late = batch.model_copy(update={"unresolved": UnresolvedItems.of((*one[:3], "NO_AGENCY", "") for one in everybody)})
     payout.publish(payout.next_part(late, 2))
     until_position(payout, outstanding=PEOPLE, held=0)
     second = {code: minor for code, minor in payout.lists() if "-2-Z" in code}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from libs.common.contracts.base import Unresolved
+from libs.common.contracts.base import UnresolvedItems
 from libs.local.client import BankAdmin
 from tests.faults.bookkeeping import idle
 from tests.integration.cli.conftest import Almoner
@@ -63,19 +63,15 @@ def test_books_of_agency_cash(world: World, bank: BankAdmin, tmp_path: Path) -> 
 
     # The bank says of two payments that they are the same booking of its own: nothing is wrong with any sum.
     payout.poor.clear()
-    late = [
-        item.model_dump() | {"reason": "NO_AGENCY"}
-        for item in payout.batches[0].items
-        if item.disbursement_id in zone(payout, 2)
+    late = [item for item in payout.batches[0].items if item.disbursement_id in zone(payout, 2)]
+    some = [
+        payout.batches[0].model_copy(update={"unresolved": UnresolvedItems.of([(*item, "NO_AGENCY", "")])}) for item in late
     ]
-    some = [payout.batches[0].model_copy(update={"unresolved": [Unresolved.model_validate(item)]}) for item in late]
     for part, batch in enumerate(some, 2):
         payout.publish(payout.next_part(batch, part))
     until_position(payout, outstanding=3)
     for number, item in enumerate(late):
-        line(
-            payout, 3 + number, 1, item["amount_minor"], name=f"statement {number}", bank_reference="B-ONE" if number else "B-0"
-        )
+        line(payout, 3 + number, 1, item.amount_minor, name=f"statement {number}", bank_reference="B-ONE" if number else "B-0")
     until_position(payout, confirmed=14, outstanding=0)
     world.until(lambda: idle(world))
     report = almoner.json("books")

@@ -9,7 +9,7 @@ import pytest
 from libs.common.clock import utc_now
 from libs.common.consumer import Fold, Limits
 from libs.common.contracts import funds, operator
-from libs.common.contracts.base import AmountWithReason, BatchHeader, derived_id, totals
+from libs.common.contracts.base import AmountsWithReason, AmountWithReason, BatchHeader, chunk, derived_id
 from libs.common.contracts.ingestion import StatementLine
 from libs.common.db import Database
 from libs.common.inbox import keep_partitions
@@ -315,11 +315,8 @@ def test_a_bank_that_refuses_a_thousand_payments_at_length_does_not_break_the_li
             "number": 1,
         }
     )
-    items = [
-        AmountWithReason(disbursement_id=f"{n:064}", amount_minor=1, reason="REFUSED", message=plain("\x01" * 500))
-        for n in range(1000)
-    ]
-    body = funds.PaymentsRefused(header=header, instruction=1, items=items, **totals(items))
+    items = AmountsWithReason.of((f"{n:064}", 1, "REFUSED", plain("\x01" * 500)) for n in range(1000))
+    body = funds.PaymentsRefused(header=header, instruction=1, **chunk(items))
     assert len(body.model_dump_json().encode()) <= EVENT_BYTES
 
 

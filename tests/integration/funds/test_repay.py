@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from libs.common.contracts import funds, operator
-from libs.common.contracts.base import Item, totals
+from libs.common.contracts.base import Item, Items, UnresolvedItems, chunk
 from libs.common.contracts.resolution import BatchAddressesResolved
+from libs.common.seal import by_column
 from libs.local.client import BankAdmin
 from tests.faults.bookkeeping import LIMITS, idle
 from tests.integration.funds.test_holes import pause, settled_jobs, statement_line
@@ -77,12 +78,11 @@ def with_address(payout: Payout, items: list[Item], part: int, account: str) -> 
     return BatchAddressesResolved(
         header=header,
         part=part,
-        items=items,
-        sealed=payout.sealer.seal(addresses, "BatchAddressesResolved", payout.envelope_id, header.batch_id, part),
-        unresolved=[],
+        **chunk(Items.of(items)),
+        sealed=payout.sealer.seal(by_column(addresses), "BatchAddressesResolved", payout.envelope_id, header.batch_id, part),
+        unresolved=UnresolvedItems.of([]),
         unresolved_count=0,
         unresolved_total_minor=0,
-        **totals(items),
     )
 
 

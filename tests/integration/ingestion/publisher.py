@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from libs.common.contracts import ingestion as c
 from libs.common.contracts.base import EventData, Mnemonic, envelope_uuid
 from libs.common.envelope import Event, headers_for
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_person
 from libs.local import mt940
 from tests.support.world import SEAL_KEYS, TOKEN_KEY, World
 
@@ -64,7 +64,7 @@ def total(first: int, count: int) -> int:
 
 def chunk(name: str, items: Sequence[c.Disbursement]) -> c.DisbursementsAdded:
     return c.DisbursementsAdded(
-        envelope_id=name, items=list(items), count=len(items), total_minor=sum(item.amount_minor for item in items)
+        envelope_id=name, items=list(items), count=len(items), total_minor=sum(item["amount_minor"] for item in items)
     )
 
 
@@ -113,21 +113,21 @@ def check_batches(world: World, name: str, count: int, sizes: Sequence[int]) -> 
     events.sort(key=lambda event: event.data.header.number)
     assert [event.data.header.number for event in events] == list(range(1, len(sizes) + 1))
     assert [event.data.count for event in events] == list(sizes)
-    wanted = {item.disbursement_id: item for item in disbursements(1, count)}
+    wanted = {item["disbursement_id"]: item for item in disbursements(1, count)}
     assert Counter(item.disbursement_id for e in events for item in e.data.items) == Counter(wanted.keys())
     for event in events:
         header = event.data.header
-        personal = SEALER.open(event.data.sealed, "BatchCut", envelope_id, header.batch_id)
+        personal = by_person(SEALER.open_people(event.data.sealed, "BatchCut", envelope_id, header.batch_id))
         assert event.correlation_id == str(envelope_id)
         assert event.raw.key == str(header.batch_id).encode()
         for item in event.data.items:
             assert (item.beneficiary_id, item.amount_minor) == (
-                wanted[item.disbursement_id].beneficiary_id,
-                wanted[item.disbursement_id].amount_minor,
+                wanted[item.disbursement_id]["beneficiary_id"],
+                wanted[item.disbursement_id]["amount_minor"],
             )
             assert personal[item.disbursement_id] == {
-                "name": wanted[item.disbursement_id].beneficiary_name,
-                "narrative": wanted[item.disbursement_id].narrative,
+                "name": wanted[item.disbursement_id]["beneficiary_name"],
+                "narrative": wanted[item.disbursement_id]["narrative"],
             }
     return events
 

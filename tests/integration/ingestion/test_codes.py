@@ -86,7 +86,7 @@ def declared(**changes: Any) -> Refusal:
 
 
 def item(**changes: Any) -> Refusal:
-    faulty = {**json.loads(disbursements(1, 1)[0].model_dump_json()), **changes}
+    faulty = {**disbursements(1, 1)[0], **changes}
     return changed(DISBURSEMENTS, lambda name: chunk(name, disbursements(1, 1)), items=[faulty])
 
 
@@ -110,7 +110,7 @@ def some(first: int, count: int) -> tuple[str, Callable[[str], EventData]]:
 
 
 def same_id(name: str) -> EventData:
-    return chunk(name, [disbursements(1, 1)[0].model_copy(update={"beneficiary_id": "somebody else"})])
+    return chunk(name, [{**disbursements(1, 1)[0], "beneficiary_id": "somebody else"}])
 
 
 def cancelled(name: str) -> EventData:
@@ -208,7 +208,7 @@ CASES: dict[str, tuple[Refusal, str]] = {
         after(
             then=(
                 DISBURSEMENTS,
-                lambda n: chunk(n, [d.model_copy(update={"beneficiary_id": "p"}) for d in disbursements(1, 2)]),
+                lambda n: chunk(n, [{**d, "beneficiary_id": "p"} for d in disbursements(1, 2)]),
             )
         ),
         "/items/1/beneficiary_id",

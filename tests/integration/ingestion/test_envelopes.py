@@ -238,7 +238,7 @@ def test_a_batch_of_noise_stops_nobody(world: World) -> None:
     process = world.run("ingestion")
     [batch] = world.events(BATCHES, c.BatchCut, at_least=1)
     assert [item.disbursement_id for item in sorted(batch.data.items, key=lambda i: i.disbursement_id)] == sorted(
-        item.disbursement_id for item in items
+        item["disbursement_id"] for item in items
     )
     assert process.logged("names and narratives left out: too large")
     assert process.alive

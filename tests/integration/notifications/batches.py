@@ -6,7 +6,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from libs.common.contracts.allocation import BatchAllocated, Place, ZoneAllocation
-from libs.common.contracts.base import Amount, BatchHeader, EventData, Item, Mnemonic, ZonedItem, totals
+from libs.common.contracts.base import (
+    Amounts,
+    BatchHeader,
+    EventData,
+    Item,
+    Items,
+    Mnemonic,
+    UnresolvedItems,
+    ZonedItem,
+    ZonedItems,
+    chunk,
+    totals,
+)
 from libs.common.contracts.funds import PaymentsConfirmed, PaymentsDispatched
 from libs.common.contracts.notifications import (
     NoticesDelivered,
@@ -16,7 +28,7 @@ from libs.common.contracts.notifications import (
     NoticesUnknown,
 )
 from libs.common.contracts.resolution import BatchAddressesResolved
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_column
 from libs.local.client import MailAdmin, NovuAdmin
 from tests.support.process import Process
 from tests.support.world import SEAL_KEYS, TOKEN_KEY, World
@@ -84,7 +96,7 @@ class Batch:
     def allocated(self, part: int = 1, numbers: Sequence[int] | None = None, *, contact: bool = True) -> BatchAllocated:
         chosen = list(range(len(self.ids))) if numbers is None else list(numbers)
         used = sorted({number % self.zones for number in chosen})
-        items = [ZonedItem(**self.item(number).model_dump(), zone=used.index(number % self.zones)) for number in chosen]
+        items = ZonedItems.of(ZonedItem(*self.item(number), used.index(number % self.zones)) for number in chosen)
         warehouse = Place(id=f"W{self.tag}", mnemonic="W", name="Depot", chosen_by="ONLY_ONE")
         zones = [
             ZoneAllocation(
@@ -94,7 +106,7 @@ class Batch:
                 small_zone_code=f"Small {zone}",
                 warehouse=None if self.header.benefit_type == "CASH_PHYSICAL" else warehouse,
                 agency=Place(id=self.agency(zone), mnemonic="A", name=f"Agency {zone}", chosen_by="ONLY_ONE"),
-                **totals([item for item in items if item.zone == index]),
+                **totals([item.amount_minor for item in items if item.zone == index]),
             )
             for index, zone in enumerate(used)
         ]
@@ -105,19 +117,18 @@ class Batch:
         return BatchAllocated(
             header=self.header,
             part=part,
-            items=items,
-            **totals(items),
+            **chunk(items),
             zones=zones,
-            sealed=SEALER.seal(self._names(chosen, contact), "BatchAllocated/people", *place),
+            sealed=SEALER.seal(by_column(self._names(chosen, contact)), "BatchAllocated/people", *place),
             places=SEALER.seal(places, "BatchAllocated/places", *place),
-            held=[],
+            held=UnresolvedItems.of([]),
             held_count=0,
             held_total_minor=0,
         )
 
     def addresses(self, part: int = 1, numbers: Sequence[int] | None = None, *, contact: bool = True) -> BatchAddressesResolved:
         chosen = list(range(len(self.ids))) if numbers is None else list(numbers)
-        items = [self.item(number) for number in chosen]
+        items = Items.of(self.item(number) for number in chosen)
         content = self._names(chosen, contact)
         for number in chosen:
             wallet = {"fa_type": "EMAIL_WALLET", "email_address": f"wallet-{self.email(number)}"}
@@ -126,18 +137,16 @@ class Batch:
         return BatchAddressesResolved(
             header=self.header,
             part=part,
-            items=items,
-            **totals(items),
-            sealed=SEALER.seal(content, "BatchAddressesResolved", *place),
-            unresolved=[],
+            **chunk(items),
+            sealed=SEALER.seal(by_column(content), "BatchAddressesResolved", *place),
+            unresolved=UnresolvedItems.of([]),
             unresolved_count=0,
             unresolved_total_minor=0,
         )
 
     def _payments(self, numbers: Sequence[int] | None) -> dict[str, Any]:
         chosen = range(len(self.ids)) if numbers is None else numbers
-        items = [Amount(disbursement_id=self.ids[number], amount_minor=self.minor(number)) for number in chosen]
-        return {"header": self.header, "items": items, **totals(items)}
+        return {"header": self.header, **chunk(Amounts.of((self.ids[number], self.minor(number)) for number in chosen))}
 
     def dispatched(self, instruction: int = 1, numbers: Sequence[int] | None = None) -> PaymentsDispatched:
         return PaymentsDispatched(instruction=instruction, **self._payments(numbers))

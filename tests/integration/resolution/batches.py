@@ -5,11 +5,11 @@ from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
 
-from libs.common.contracts.base import BatchHeader, Item, Mnemonic, totals
+from libs.common.contracts.base import BatchHeader, Item, Items, Mnemonic, chunk
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.resolution import BatchAddressesResolved
 from libs.common.envelope import Event
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_column, by_person
 from tests.support.process import Process
 from tests.support.world import SEAL_KEYS, TOKEN_KEY, World
 
@@ -55,9 +55,8 @@ def cut(people: Sequence[str], number: int = 1, envelope_id: UUID | None = None,
     }
     return BatchCut(
         header=BatchHeader(**{**fields, **header}),
-        items=items,
-        **totals(items),
-        sealed=SEALER.seal(names, "BatchCut", envelope_id, batch_id),
+        **chunk(Items.of(items)),
+        sealed=SEALER.seal(by_column(names), "BatchCut", envelope_id, batch_id),
     )
 
 
@@ -84,7 +83,8 @@ def resolved(world: World, at_least: int) -> list[Event[BatchAddressesResolved]]
 
 def opened(event: Event[BatchAddressesResolved]) -> dict[str, dict[str, str]]:
     header = event.data.header
-    return SEALER.open(event.data.sealed, "BatchAddressesResolved", header.envelope_id, header.batch_id, event.data.part)
+    place = (header.envelope_id, header.batch_id, event.data.part)
+    return by_person(SEALER.open_people(event.data.sealed, "BatchAddressesResolved", *place))
 
 
 def ids(event: Event[BatchAddressesResolved]) -> tuple[list[str], list[str]]:

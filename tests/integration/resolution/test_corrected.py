@@ -69,7 +69,7 @@ def test_who_was_paid_to_a_wrong_account_is_paid_again_to_the_corrected_one(
     batch = cut(people, 1, payout.envelope_id, **payout.header.model_dump(exclude={"envelope_id"}))
     run(world, mapper.base_url, **PATIENT)
     world.run("funds", **payout.env)
-    payout.publish(EnvelopeCompleted(header=payout.header, batches=1, **totals(batch.items)))
+    payout.publish(EnvelopeCompleted(header=payout.header, batches=1, **totals(batch.items.amount_minor)))
     publish(world, [batch])
     until_position(payout, outstanding=2)
     [wrong] = world.sql("funds", "SELECT reference FROM ops_payments WHERE disbursement_id = 'D1-0'")

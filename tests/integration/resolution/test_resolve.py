@@ -4,6 +4,7 @@ from uuid import uuid4
 
 import pytest
 
+from libs.common.contracts.base import Items
 from libs.common.contracts.operator import RetryWork
 from libs.local.client import MapperAdmin, SimulatorProcess
 from tests.integration.resolution.batches import (
@@ -168,7 +169,7 @@ def test_what_cannot_be_resolved_at_all(world: World, mapper: MapperAdmin, mappe
     mapper.put_people((person, fa(person)) for person in people)
     good = cut(people, 2)
     twice = cut(people, 3)
-    twice = twice.model_copy(update={"items": [twice.items[0], twice.items[0]], "total_minor": 2000})
+    twice = twice.model_copy(update={"items": Items.of([twice.items[0], twice.items[0]]), "total_minor": 2000})
     foreign = cut(people, 4).model_copy(update={"header": cut(people, 4).header})  # sealed for another place
     run(world, mapper_process.base_url, ALMONER_RESOLUTION_RESOLVE_MAX_ATTEMPTS="2")
     publish(world, [twice, foreign, good])
@@ -183,7 +184,7 @@ def test_what_cannot_be_resolved_at_all(world: World, mapper: MapperAdmin, mappe
 def test_two_replicas_share_the_work(world: World, mapper: MapperAdmin, mapper_process: SimulatorProcess) -> None:
     envelope_id = uuid4()
     batches = [cut([f"{world.name}-{n}-{i}" for i in range(20)], n, envelope_id) for n in range(1, 41)]
-    mapper.put_people((item.beneficiary_id, fa(item.beneficiary_id)) for batch in batches for item in batch.items[1:])
+    mapper.put_people((item.beneficiary_id, fa(item.beneficiary_id)) for batch in batches for item in list(batch.items)[1:])
     mapper.add_fault("late", seconds=0.1)
     before = last_request(mapper)
     replicas = [run(world, mapper_process.base_url, **PATIENT) for _ in range(2)]

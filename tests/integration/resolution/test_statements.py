@@ -94,7 +94,7 @@ class Rounds:
             who="ops",
             why="test",
             envelope_id=batches[0].header.envelope_id,
-            disbursement_ids=[item.disbursement_id for batch in batches for item in batch.items[:4]],
+            disbursement_ids=[one for batch in batches for one in batch.items.disbursement_id[:4]],
         )
         self._step("again", self._ask, named)
         self._work(" again", len(batches))

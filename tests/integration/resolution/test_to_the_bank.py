@@ -89,7 +89,7 @@ def test_every_type_of_address_reaches_the_bank(
         env = {**payout.env, "ALMONER_FUNDS_BANKS": payout.env["ALMONER_FUNDS_BANKS"].replace(bank.base_url, url)}
         run(world, mapper.base_url, ALMONER_RESOLUTION_MAPPER_API=api, **PATIENT)
         world.run("funds", **env)
-        payout.publish(EnvelopeCompleted(header=payout.header, batches=1, **totals(batch.items)))
+        payout.publish(EnvelopeCompleted(header=payout.header, batches=1, **totals(batch.items.amount_minor)))
         publish(world, [batch])
         world.until(lambda: payout.position().get("outstanding") == 3, timeout=60)
     [payments] = heard

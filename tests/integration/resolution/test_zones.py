@@ -57,7 +57,7 @@ def test_a_thousand_people_in_forty_zones_of_whom_seven_are_unknown(world: World
     assert ask(world, envelope_id=envelope_id, disbursement_ids=["D1-1"]) == 0  # a zone that is known is not asked for again
     assert ask(world, envelope_id=envelope_id, expected=7) == 7
     second = located(world, 2)[1]
-    assert (second.data.part, second.data.unresolved) == (2, [])
+    assert (second.data.part, list(second.data.unresolved)) == (2, [])
     assert homes(second.data) == {f"D1-{n}": (zone(3)[0], zone(3)[2]) for n in range(500, 507)}
     assert opened(second).keys() == homes(second.data).keys()
     world.until(lambda: idle(world))

@@ -11,6 +11,7 @@ import sqlalchemy
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.resolution import BatchZonesResolved
 from libs.common.envelope import Event
+from libs.common.seal import by_person
 from libs.local.reference import READER, Reference
 from tests.integration.resolution.batches import RESOLVED, SEALER, cut, run
 from tests.support.process import Process
@@ -81,7 +82,8 @@ def located(world: World, at_least: int) -> list[Event[BatchZonesResolved]]:
 
 def opened(event: Event[BatchZonesResolved]) -> dict[str, Any]:
     header = event.data.header
-    return SEALER.open(event.data.sealed, "BatchZonesResolved", header.envelope_id, header.batch_id, event.data.part)
+    place = (header.envelope_id, header.batch_id, event.data.part)
+    return by_person(SEALER.open_people(event.data.sealed, "BatchZonesResolved", *place))
 
 
 def homes(data: BatchZonesResolved) -> dict[str, tuple[str, str]]:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from joserfc.jwk import RSAKey
 from pydantic import ValidationError
 
-from libs.common.contracts.base import BatchHeader, Item, Mnemonic, totals
+from libs.common.contracts.base import BatchHeader, Item, Items, Mnemonic, chunk
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.db import Tx
 from libs.common.envelope import RawMessage, attributes, decode
 from libs.common.outbox import Outbox
-from libs.common.seal import Sealer
+from libs.common.seal import Sealer, by_column, by_person
 from services.resolution import store
 from services.resolution.adapters.spar import Spar
 from services.resolution.calls import Answered, Resolve
@@ -46,7 +46,7 @@ def cut(people: list[Item]) -> BatchCut:
         batch_id=UUID(int=2),
         number=1,
     )
-    return BatchCut(header=header, items=people, **totals(people), sealed=SEALER.seal({}, "not opened here"))
+    return BatchCut(header=header, **chunk(Items.of(people)), sealed=SEALER.seal({}, "not opened here"))
 
 
 @given(st.lists(st.text(), unique=True), st.data())
@@ -180,7 +180,7 @@ def test_a_part_that_exceeds_an_event_is_split() -> None:
     spar = Spar("http://mapper.example", {}, sender_id="", sender_uri="", receiver_id="", max_items=1000)
     address = {"fa_type": "BANK_ACCOUNT", "account_number": "1"}
     held = [(people[0], Hold("NOT_LINKED"))]
-    answered = Answered(batch, 1, names, [(person, address) for person in people[1:]], held)
+    answered = Answered(batch, 1, by_column(names), [(person, address) for person in people[1:]], held)
 
     event = Resolve(spar, SEALER, Outbox("resolution")).event(answered)
 
@@ -190,4 +190,5 @@ def test_a_part_that_exceeds_an_event_is_split() -> None:
     assert sorted(everybody) == sorted(person.disbursement_id for person in people)
     assert {one.reason for one in event.unresolved} == {"NOT_LINKED", "PART_TOO_LARGE"}
     assert event.total_minor + event.unresolved_total_minor == batch.total_minor
-    assert SEALER.open(event.sealed, "BatchAddressesResolved", UUID(int=1), UUID(int=2), 1)["D1"]["name"] == names["D1"]["name"]
+    sealed = by_person(SEALER.open_people(event.sealed, "BatchAddressesResolved", UUID(int=1), UUID(int=2), 1))
+    assert sealed["D1"]["name"] == names["D1"]["name"]

@@ -16,6 +16,7 @@ from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.contracts.resolution import BatchZonesResolved
 from libs.common.envelope import RawMessage
 from libs.common.outbox import Outbox
+from libs.common.seal import by_column
 from libs.common.workqueue import Claim, NotSent
 from services.resolution.adapters.registries import Registries
 from services.resolution.calls import Answered, Locate
@@ -55,7 +56,7 @@ def test_the_zones_of_an_event_add_up(drawn: list[tuple[int, Home | Hold]]) -> N
     people = [Item(disbursement_id=f"D{n}", beneficiary_id=f"P{n}", amount_minor=amount) for n, (amount, _) in enumerate(drawn)]
     found = [(person, one) for person, (_, one) in zip(people, drawn, strict=True) if isinstance(one, Home)]
     held = [(person, one) for person, (_, one) in zip(people, drawn, strict=True) if isinstance(one, Hold)]
-    event = LOCATE.event(Answered(cut(people), 1, {}, found, held))
+    event = LOCATE.event(Answered(cut(people), 1, by_column({}), found, held))
     assert isinstance(event, BatchZonesResolved)
     ids = [(zone.large_zone_id, zone.small_zone_id) for zone in event.zones]
     assert ids == sorted(set(ids))
@@ -77,7 +78,7 @@ def test_a_part_that_exceeds_an_event_is_split() -> None:
     people = [Item(disbursement_id=f"D{n}", beneficiary_id=f"P{n}", amount_minor=100) for n in range(1000)]
     found = [(person, Home(text(64), text(200), text(64), text(200))) for person in people]
     batch = cut(people)
-    event = LOCATE.event(Answered(batch, 1, {}, found, []))
+    event = LOCATE.event(Answered(batch, 1, by_column({}), found, []))
     assert len(event.model_dump_json().encode()) <= EVENT_BYTES
     assert event.count == 500
     everybody = [one.disbursement_id for one in event.items] + [one.disbursement_id for one in event.unresolved]
@@ -89,7 +90,7 @@ def test_a_part_that_exceeds_an_event_is_split() -> None:
 def test_whoever_was_resolved_before_is_not_held_by_a_question_in_vain() -> None:
     people = [Item(disbursement_id=f"D{n}", beneficiary_id=f"P{n}", amount_minor=100) for n in range(3)]
     held = [(person, Hold("NO_ZONE")) for person in people]
-    event = LOCATE.event(Answered(cut(people), 2, {}, [], held, frozenset({"D1"})))
+    event = LOCATE.event(Answered(cut(people), 2, by_column({}), [], held, frozenset({"D1"})))
     assert [one.disbursement_id for one in event.unresolved] == ["D0", "D2"]
     assert (event.unresolved_count, event.unresolved_total_minor) == (2, 200)
 
