@@ -146,10 +146,9 @@ class ZonedItem(NamedTuple):
 
 
 Row = TypeVar("Row", bound=tuple[object, ...])
-_PublisherIds = Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)]
-_Minors = Annotated[list[Minor], Field(max_length=CHUNK_ITEMS)]
-_Codes = Annotated[list[Code], Field(max_length=CHUNK_ITEMS)]
-_Messages = Annotated[list[Annotated[str, StringConstraints(max_length=500)]], Field(max_length=CHUNK_ITEMS)]
+T = TypeVar("T")
+Column = Annotated[list[T], Field(max_length=CHUNK_ITEMS)]
+Message = Annotated[str, StringConstraints(max_length=500)]
 
 
 class Columns(Part, Generic[Row]):
@@ -184,40 +183,40 @@ class Columns(Part, Generic[Row]):
 
 class Items(Columns[Item]):
     ROW = Item
-    disbursement_id: _PublisherIds
-    beneficiary_id: _PublisherIds
-    amount_minor: _Minors
+    disbursement_id: Column[PublisherId]
+    beneficiary_id: Column[PublisherId]
+    amount_minor: Column[Minor]
 
 
 class UnresolvedItems(Columns[Unresolved]):
     ROW = Unresolved
-    disbursement_id: _PublisherIds
-    beneficiary_id: _PublisherIds
-    amount_minor: _Minors
-    reason: _Codes
-    message: _Messages
+    disbursement_id: Column[PublisherId]
+    beneficiary_id: Column[PublisherId]
+    amount_minor: Column[Minor]
+    reason: Column[Code]
+    message: Column[Message]
 
 
 class Amounts(Columns[Amount]):
     ROW = Amount
-    disbursement_id: _PublisherIds
-    amount_minor: _Minors
+    disbursement_id: Column[PublisherId]
+    amount_minor: Column[Minor]
 
 
 class AmountsWithReason(Columns[AmountWithReason]):
     ROW = AmountWithReason
-    disbursement_id: _PublisherIds
-    amount_minor: _Minors
-    reason: _Codes
-    message: _Messages
+    disbursement_id: Column[PublisherId]
+    amount_minor: Column[Minor]
+    reason: Column[Code]
+    message: Column[Message]
 
 
 class ZonedItems(Columns[ZonedItem]):
     ROW = ZonedItem
-    disbursement_id: _PublisherIds
-    beneficiary_id: _PublisherIds
-    amount_minor: _Minors
-    zone: Annotated[list[Count], Field(max_length=CHUNK_ITEMS)] = Field(description="index in `zones`")
+    disbursement_id: Column[PublisherId]
+    beneficiary_id: Column[PublisherId]
+    amount_minor: Column[Minor]
+    zone: Column[Count] = Field(description="index in `zones`")
 
 
 class Zone(Part):

@@ -13,6 +13,7 @@ from libs.common.contracts.base import (
     BatchHeader,
     BenefitType,
     Code,
+    Column,
     Columns,
     Contact,
     ControlTotals,
@@ -318,18 +319,15 @@ class StatementLine(NamedTuple):
     fifth_narrative: str
 
 
-_Texts = Annotated[list[str], Field(max_length=CHUNK_ITEMS)]
-
-
 class Lines(Columns[StatementLine]):
     ROW = StatementLine
-    line: Annotated[list[Count], Field(max_length=CHUNK_ITEMS)] = Field(description="1, 2, … within the statement")
-    mark: Annotated[list[Literal["D", "C", "RD", "RC"]], Field(max_length=CHUNK_ITEMS)]
-    amount_minor: Annotated[list[Minor], Field(max_length=CHUNK_ITEMS)]
-    value_date: Annotated[list[date], Field(max_length=CHUNK_ITEMS)]
-    customer_reference: _Texts
-    bank_reference: _Texts
-    fifth_narrative: _Texts = Field(description="carries our reference, where the bank repeats narratives; else empty")
+    line: Column[Count] = Field(description="1, 2, … within the statement")
+    mark: Column[Literal["D", "C", "RD", "RC"]]
+    amount_minor: Column[Minor]
+    value_date: Column[date]
+    customer_reference: Column[str]
+    bank_reference: Column[str]
+    fifth_narrative: Column[str] = Field(description="carries our reference, where the bank repeats narratives; else empty")
 
 
 class UnparsableLine(Part):
