@@ -45,11 +45,12 @@ def pages(items: int, page_items: int) -> int:
 
 
 def contact(person: Mapping[str, object]) -> tuple[str, str]:
-    """(email, phone): as the disbursement says, else as the resolved address does."""
-    given = person.get("contact")
-    if isinstance(given, Mapping) and (given.get("email") or given.get("phone")):
-        return str(given.get("email") or ""), str(given.get("phone") or "")
-    return str(person.get("email_address") or ""), str(person.get("mobile_number") or "")
+    """(email, phone): each as the disbursement says, else as the resolved address does."""
+    contact = person.get("contact")
+    given = contact if isinstance(contact, Mapping) else {}
+    email = given.get("email") or person.get("email_address") or ""
+    phone = given.get("phone") or person.get("mobile_number") or ""
+    return str(email), str(phone)
 
 
 def unit(benefit_type: str, currency: str, measurement_unit: str, unit_scale: int) -> Unit:

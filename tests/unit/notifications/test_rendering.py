@@ -155,7 +155,7 @@ def test_a_preview_needs_no_settings(capsys: pytest.CaptureFixture[str], monkeyp
     ("person", "found"),
     [
         ({"contact": {"email": "a@b.example", "phone": "1"}, "mobile_number": "2"}, ("a@b.example", "1")),
-        ({"contact": {"email": "", "phone": "1"}, "email_address": "c@d.example"}, ("", "1")),
+        ({"contact": {"email": "", "phone": "1"}, "email_address": "c@d.example"}, ("c@d.example", "1")),
         ({"contact": {"email": "", "phone": ""}, "email_address": "c@d.example"}, ("c@d.example", "")),
         ({"contact": None, "mobile_number": "2"}, ("", "2")),
         ({}, ("", "")),
