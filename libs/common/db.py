@@ -116,6 +116,7 @@ class Database:
         self.engine = sqlalchemy.create_engine(
             url,
             pool_size=pool_size,
+            pool_use_lifo=True,  # the one used last knows our tables and plans already; the others are for when all are needed
             max_overflow=2,
             pool_timeout=10,
             hide_parameters=True,  # errors are logged, what rows hold is not
