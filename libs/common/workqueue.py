@@ -6,10 +6,12 @@ or let it be unknown.
 """
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Literal, Protocol
 from uuid import UUID
@@ -471,12 +473,19 @@ def not_now(claim: Claim, counterpart: str) -> Later | None:
     return Later(seconds, "ASKED_TO_WAIT") if seconds else None
 
 
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The certificates which the system trusts, read once a process: that takes 40 ms."""
+    return httpx.create_ssl_context()
+
+
 def http_client(limits: Limits, *, read: bool) -> httpx.AsyncClient:
     """The client of all calls of a worker, which remembers nothing of any of them."""
     # A connection per call: one kept alive may be closed by the other side just as we write, and a payment whose
     # request met that can't be told from one that was taken. A read is simply repeated.
     kept = limits.concurrency if read else 0
     return httpx.AsyncClient(
+        verify=_trusted(),
         limits=httpx.Limits(max_connections=limits.concurrency, max_keepalive_connections=kept, keepalive_expiry=2),
         timeout=httpx.Timeout(limits.timeout_seconds, connect=min(5.0, limits.timeout_seconds)),
         follow_redirects=False,

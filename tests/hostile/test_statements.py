@@ -178,6 +178,7 @@ def post(process: Process, content: bytes) -> httpx.Response:
         files={"statement_file": ("statement.sta", content, "text/plain")},
         headers={"Authorization": "Bearer s3cret"},
         trust_env=False,
+        verify=False,
         timeout=60,
     )
 
@@ -237,6 +238,8 @@ _PARTS = st.one_of(
 )
 def test_a_form_that_is_none_is_refused(world: World, ingestion: Process, boundary: str, body: bytes, kind: str) -> None:
     headers = {b"Authorization": b"Bearer s3cret", b"Content-Type": f"{kind}; boundary={boundary}".encode()}
-    answer = httpx.post(f"{ingestion.http_url}/statements", content=body, headers=headers, trust_env=False, timeout=60)
+    answer = httpx.post(
+        f"{ingestion.http_url}/statements", content=body, headers=headers, trust_env=False, verify=False, timeout=60
+    )
     assert answer.status_code in (200, 422), (answer.status_code, answer.text)
     assert answer.json().get("code", "") == ("INVALID_STATEMENT" if answer.status_code == 422 else "")

@@ -1,8 +1,8 @@
 """Processes of services, forked from one server for each test session which has the libraries imported already.
 
-Importing them is most of what starting a service costs, and the tests start hundreds. Only libraries are shared: all modules of
-the project are imported in the new process, with its own environment. However the test session ends, no service is left behind
-(on Linux; elsewhere the fixtures' own clean-up must do)."""
+Importing them is most of what starting a service costs, and the tests start hundreds. Only libraries and the contracts are shared:
+all other modules of the project are imported in the new process, with its own environment. However the test session ends, no
+service is left behind (on Linux; elsewhere the fixtures' own clean-up must do)."""
 
 import multiprocessing
 import os
@@ -22,12 +22,12 @@ _server.set_forkserver_preload(["tests.support.libraries"])
 
 def start(module: str, verb: str, env: Mapping[str, str], log: Path) -> BaseProcess:
     """Run `python -m MODULE VERB`, with this environment beside the session's; what it prints is appended to `log`."""
-    child = _server.Process(target=_run, args=(module, verb, {**os.environ, **env}, str(log), os.getpid()))
+    child = _server.Process(target=_run, args=(module, verb, {**os.environ, **env}, str(log)))
     child.start()
     return child
 
 
-def _run(module: str, verb: str, env: Mapping[str, str], log: str, session: int) -> None:
+def _run(module: str, verb: str, env: Mapping[str, str], log: str) -> None:
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the server ends with the session
         if os.getppid() == 1:

@@ -1,7 +1,14 @@
-"""What services import that is not the project's: loaded once, before their processes are forked (see forked.py)."""
+"""What services import that knows nothing of their environment: loaded once, before their processes are forked (see forked.py)."""
 
 import gc
+import signal
+import sys
 from importlib import import_module
+
+from libs.local.process import LIBC, PR_SET_PDEATHSIG
+
+if sys.platform == "linux":  # else it would live as long as its children do, and they as long as it does
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 for name in (
     "anyio._backends._asyncio",
@@ -24,6 +31,7 @@ for name in (
     "uvicorn.loops.asyncio",
     "uvicorn.protocols.http.h11_impl",
     "zstandard",
+    "libs.common.contracts.registry",  # models by the hundred, which are half of what starting a service costs
 ):
     import_module(name)
 

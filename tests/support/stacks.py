@@ -66,7 +66,8 @@ class Databases:
 
     def create(self, name: str, template: str | None = None) -> str:
         """A new database, empty or a copy of another; its SQLAlchemy URL."""
-        copy = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        # By files: through the log, as is the default, it takes twice as long.
+        copy = sql.SQL(" TEMPLATE {} STRATEGY FILE_COPY").format(sql.Identifier(template)) if template else sql.SQL("")
         self._run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copy)
         return sqlalchemy.make_url(self._url).set(database=name).render_as_string(hide_password=False)
 

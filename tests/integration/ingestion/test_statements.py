@@ -26,6 +26,7 @@ def post(process: Process, content: bytes, token: str = "s3cret", field: str = "
         files={field: ("statement.sta", content, "text/plain")},
         headers={"Authorization": f"Bearer {token}".strip()},
         trust_env=False,
+        verify=False,
         timeout=60,
     )
 
@@ -145,7 +146,7 @@ def test_http_refusals(world: World) -> None:
     text = statement_text("A", debits(1)).encode()
     assert post(process, text, token="wrong").status_code == 401
     assert post(process, text, token="").status_code == 401
-    assert httpx.post(f"{process.http_url}/statements", content=text, trust_env=False).status_code == 401
+    assert httpx.post(f"{process.http_url}/statements", content=text, trust_env=False, verify=False).status_code == 401
     too_large = post(process, text + b"x" * 1_000_000)
     assert (too_large.status_code, too_large.json()["code"]) == (413, "STATEMENT_TOO_LARGE")
     assert post(process, b"y" * 3_000_000).status_code == 413
@@ -156,6 +157,7 @@ def test_http_refusals(world: World) -> None:
         content=b"not a form",
         headers={"Authorization": "Bearer other", "Content-Type": "multipart/form-data"},
         trust_env=False,
+        verify=False,
     )
     assert bad_form.status_code == 422
     assert world.sql("ingestion", "SELECT 1 FROM statement_files") == []
@@ -178,7 +180,7 @@ def signed(process: Process, content: bytes, key: str, **headers: str) -> httpx.
     request.read()
     signature = "sha256=" + hmac.new(key.encode(), request.content, hashlib.sha256).hexdigest()
     request.headers.update({"X-Almoner-Signature": signature, **headers})
-    with httpx.Client(trust_env=False, timeout=60) as client:
+    with httpx.Client(trust_env=False, verify=False, timeout=60) as client:
         return client.send(request)
 
 
@@ -210,8 +212,8 @@ def test_tokens_and_keys_of_each_bank_and_their_successors(world: World) -> None
         signed(process, text("X"), "beta"),
         signed(process, text("X"), key, **{"X-Almoner-Signature": "sha256="}),
         signed(process, b"garbage", "another key of this length"),
-        httpx.post(f"{process.http_url}/statements", content=text("X"), trust_env=False),
-        httpx.post(f"{process.http_url}/statements", headers={"Authorization": "Basic beta"}, trust_env=False),
+        httpx.post(f"{process.http_url}/statements", content=text("X"), trust_env=False, verify=False),
+        httpx.post(f"{process.http_url}/statements", headers={"Authorization": "Basic beta"}, trust_env=False, verify=False),
     ]
     request = signed(process, text("X"), key).request  # the same signature over another body
     altered = httpx.post(

@@ -25,7 +25,7 @@ class Wire:
 
     def __init__(self, base_url: str, profile: Profile) -> None:
         self.profile = profile
-        self.http = httpx.Client(base_url=f"{base_url}/{profile}", timeout=20, trust_env=False)
+        self.http = httpx.Client(base_url=f"{base_url}/{profile}", timeout=20, trust_env=False, verify=False)
 
     def post(self, path: str, body: Any, key: str | None = None) -> httpx.Response:
         return self.http.post(path, json=body, headers={"Idempotency-Key": key} if key else {})

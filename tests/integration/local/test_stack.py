@@ -40,6 +40,21 @@ with owned(name="test") as stack:
     time.sleep(600)
 """
 
+SESSION = """
+import sys, time
+from pathlib import Path
+from libs.local.client import SimulatorProcess
+from tests.support import forked
+
+folder = Path(sys.argv[1])
+(folder / "log").touch()
+simulator = SimulatorProcess("mapper", folder)
+simulator.start()
+child = forked.start("http.server", "0", {}, folder / "log")
+print(child.pid, simulator.process.pid, flush=True)
+time.sleep(600)
+"""
+
 
 @pytest.fixture(autouse=True)
 def _embedded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,3 +328,19 @@ def test_full_cache_needs_no_resolver() -> None:
     kafka.jars()
     script = "import sys; from libs.local import kafka; kafka.jars(); sys.exit('jgo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the fixtures' own clean-up must do")
+def test_services_and_simulators_which_a_killed_session_of_tests_has_started_end_with_it(tmp_path: Path) -> None:
+    session = subprocess.Popen([sys.executable, "-c", SESSION, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert session.stdout is not None
+        started = [int(pid) for pid in session.stdout.readline().split()]
+        assert len(started) == 2
+        assert all(started_at(pid) for pid in started)
+        until(lambda: "Serving" in (tmp_path / "log").read_text(), "its service")
+        os.kill(started[0], signal.SIGSTOP)
+    finally:
+        session.kill()
+        session.wait()
+    until(lambda: not any(started_at(pid) for pid in started), "their end")

@@ -195,7 +195,7 @@ def test_nothing_is_sent_that_could_outlast_its_lease(other_side: OtherSide, lea
     claim = Claim("ask", "a", 1, uuid4(), uuid4(), 1, False, time.monotonic() + lease_seconds, 1.0, Cause("c"))
 
     async def call() -> None:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             await post(client, claim, other_side.url, b"{}")
 
     with pytest.raises(LeaseLost):
@@ -215,7 +215,7 @@ def test_a_connection_that_never_comes_about_was_not_sent() -> None:
             claim = Claim("ask", "a", 1, uuid4(), uuid4(), 1, False, time.monotonic() + 60, 0.5, Cause("c"))
 
             async def call() -> object:
-                async with httpx.AsyncClient() as client:
+                async with httpx.AsyncClient(verify=False) as client:
                     return await post(client, claim, f"http://127.0.0.1:{full.getsockname()[1]}/", b"{}")
 
             answer = asyncio.run(call())

@@ -79,7 +79,7 @@ def send(port: int, messages: list[Message], lease_seconds: float = 60.0) -> lis
     claim = Claim("smtp", "1", 0, uuid4(), uuid4(), 1, False, deadline, 2.0, Cause("x"))
 
     async def call() -> list[Outcome] | NotSent | MaybeDone:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             return await channel.send(client, claim, messages)
 
     return asyncio.run(call())
