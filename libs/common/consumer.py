@@ -369,8 +369,7 @@ class Loop:
         self._report_lag()
 
     def _follow_pause(self) -> None:
-        with self._fold.database.transaction() as tx:
-            paused = bool(tx.rows("SELECT 1 FROM paused WHERE stage = %(stage)s", stage=CONSUME_STAGE))
+        paused = bool(self._fold.database.look("SELECT 1 FROM paused WHERE stage = %(stage)s", stage=CONSUME_STAGE))
         if paused != self._paused:
             partitions = [tp for tp in self._consumer.assignment() if tp.topic != self._prefix + self._commands]
             if partitions:
@@ -425,8 +424,8 @@ class Loop:
         """Kafka's offsets ahead of those stored with the data: the database was restored to an earlier moment."""
         if not self._unchecked:
             return
-        with self._fold.database.transaction() as tx:
-            stored = {(row.topic, row.partition): row.next_offset for row in tx.rows("SELECT * FROM consumed")}
+        found = self._fold.database.look("SELECT * FROM consumed")
+        stored = {(row.topic, row.partition): row.next_offset for row in found}
         try:
             committed = self._consumer.committed([TopicPartition(*place) for place in sorted(self._unchecked)], timeout=10)
         except KafkaException as error:

@@ -85,18 +85,17 @@ class JobRunner:
 
     def run_due(self, limit: int = 100) -> int:
         """Decide what is due now; returns how many subjects were decided (by whomever)."""
-        with self._database.transaction() as tx:
-            found = tx.rows(
-                """SELECT job, subject, lock_key, min(id) AS first,
-                          clock_timestamp() - min(due_at) > make_interval(secs => %(patience)s) AS waited
-                   FROM due
-                   WHERE due_at <= clock_timestamp() AND job = ANY(%(jobs)s) AND NOT gave_up
-                     AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = job)
-                   GROUP BY job, subject, lock_key ORDER BY first LIMIT %(limit)s""",
-                jobs=list(self._jobs),
-                limit=limit,
-                patience=PATIENCE_SECONDS,
-            )
+        found = self._database.look(
+            """SELECT job, subject, lock_key, min(id) AS first,
+                      clock_timestamp() - min(due_at) > make_interval(secs => %(patience)s) AS waited
+               FROM due
+               WHERE due_at <= clock_timestamp() AND job = ANY(%(jobs)s) AND NOT gave_up
+                 AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = job)
+               GROUP BY job, subject, lock_key ORDER BY first LIMIT %(limit)s""",
+            jobs=list(self._jobs),
+            limit=limit,
+            patience=PATIENCE_SECONDS,
+        )
         decided = 0
         for row in found:
             try:
@@ -155,7 +154,7 @@ class JobRunner:
                 _log.warning("database", error=str(error))
                 found = 0
                 await asyncio.sleep(0.5)
-            if not found:
+            if found < max_subjects:  # what a decision made due has woken us
                 await wait(wake, poll_seconds)
 
 

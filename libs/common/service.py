@@ -311,8 +311,7 @@ class _Process:
         if self.does("consume") and (self.loop is None or not self.loop.ready):
             return "not consuming"
         try:
-            with self.database.transaction() as tx:
-                tx.run("SELECT 1")
+            self.database.look("SELECT 1")
         except Transient as error:
             return str(error)
         return ""

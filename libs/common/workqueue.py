@@ -214,6 +214,7 @@ class Worker:
         self._callout = callout
         self._limits = limits
         self._gate = Gate(callout.kind, limits.calls_per_second, limits.breaker_failures, limits.breaker_seconds)
+        self._more = False  # whether there may be more due than was claimed at the last look
         self.kind = callout.kind
 
     def claim(self, free: int) -> list[tuple[Claim, Any]]:
@@ -229,9 +230,7 @@ class Worker:
     def _claim_singly(self, free: int) -> list[tuple[Claim, Any]]:
         """After a bug: whatever is at fault waits, visibly, in case the next release knows better; the rest goes on."""
         calls: list[tuple[Claim, Any]] = []
-        with self._database.transaction() as tx:
-            keys = self._candidates(tx, free)
-        for key in keys[:free]:
+        for key in self._candidates(free)[:free]:
             try:
                 calls += self._claim(key, 1)
             except (Transient, Fatal):
@@ -256,14 +255,15 @@ class Worker:
             )
 
     def _claim(self, only: tuple[str, int] | None, free: int) -> list[tuple[Claim, Any]]:
+        keys = self._candidates(free) if only is None else [only]
+        if not keys:
+            return []
         started = time.monotonic()
         calls: list[tuple[Claim, Any]] = []
         with self._database.transaction() as tx:
-            keys = self._candidates(tx, free) if only is None else [only]
-            if not keys:
-                return []
             tx.lock_shared(key for _, key in keys)
             claims = self._lease(tx, [subject for subject, _ in keys], free, started + self._limits.lease_seconds)
+            self._more = bool(claims) and len(keys) >= free
             decisions = self._callout.take(tx, claims) if claims else {}
             for claim in claims:
                 decision = decisions[claim.subject]
@@ -284,9 +284,9 @@ class Worker:
         crash.reached("call.after_claim", len(calls), self.kind)
         return calls
 
-    def _candidates(self, tx: Tx, free: int) -> list[tuple[str, int]]:
+    def _candidates(self, free: int) -> list[tuple[str, int]]:
         # Without row locks: whoever decides under the envelope's lock must not wait for us while we wait for the lock.
-        rows = tx.rows(
+        rows = self._database.look(
             """(SELECT subject, lock_key FROM work WHERE kind = %(kind)s AND state = 'PENDING'
                    AND due_at <= clock_timestamp() AND NOT EXISTS (SELECT 1 FROM paused WHERE stage = %(kind)s)
                 ORDER BY due_at LIMIT %(some)s)
@@ -430,19 +430,22 @@ class Worker:
         return state
 
     async def run(self, wake: asyncio.Event, stop: threading.Event) -> None:
-        """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled."""
+        """Claim no more than there are free slots, call, settle; returns when stopped and all calls are settled.
+
+        Looked is when something was enqueued here, when a slot is free again of which there were too few, and after each poll."""
         running: set[asyncio.Task[None]] = set()
         async with http_client(self._limits, read=self._callout.read) as client:
             while not stop.is_set():
                 wake.clear()
                 free = min(self._limits.concurrency - len(running), self._limits.claim_max_calls)
                 free = self._gate.allowed(free, len(running))
-                claimed = await _when_possible(self.claim, free) if free else []
-                for claim, request in claimed or []:
+                if free:
+                    self._more = False
+                for claim, request in (await _when_possible(self.claim, free) if free else None) or ():
                     task = asyncio.create_task(self._one(client, claim, request))
                     running.add(task)
-                    task.add_done_callback(lambda _: wake.set())
-                if not claimed:
+                    task.add_done_callback(lambda _: wake.set() if self._more else None)
+                if not (free and self._more):
                     await wait(wake, self._gate.wait_seconds(self._limits.poll_seconds))
                 for task in [task for task in running if task.done()]:
                     running.discard(task)
