@@ -23,6 +23,7 @@ from libs.common.outbox import load_headers
 BATCH_ROWS = 500
 BATCH_BYTES = 8_000_000
 POLL_SECONDS = 0.05  # for rows of other processes; those of our own wake us
+IDLE_POLL_SECONDS = 0.25  # where the service runs with us and only its other replicas' rows come so, and none has for a while
 DELIVERY_SECONDS = 30
 SILENT_SECONDS = DELIVERY_SECONDS + 15  # after which the database ends the session of a process that is frozen, for a replica
 MAX_BODY_BYTES = 8_000_000
@@ -42,12 +43,14 @@ _log = get("relay")
 
 
 class Relay:
-    """Publishes a service's outbox until `stop` is set; `wake` saves the wait for the next poll."""
+    """Publishes a service's outbox until `stop` is set; `wake` saves the wait for the next poll. `woken`: whoever commits here
+    sets it."""
 
-    def __init__(self, database: Database, producer: Producer, topic_prefix: str) -> None:
+    def __init__(self, database: Database, producer: Producer, topic_prefix: str, *, woken: bool) -> None:
         self._database = database
         self._producer = producer
         self._prefix = topic_prefix
+        self._slowest = IDLE_POLL_SECONDS if woken else POLL_SECONDS
         self.wake = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -85,9 +88,11 @@ class Relay:
 
     def _wait(self, stop: threading.Event, session: Tx) -> None:
         """Until there may be something to publish."""
-        while not self.wake.wait(POLL_SECONDS) and not stop.is_set():
+        seconds = POLL_SECONDS
+        while not self.wake.wait(seconds) and not stop.is_set():
             if session.rows("SELECT 1 FROM outbox WHERE stuck IS NULL LIMIT 1"):
                 return
+            seconds = min(seconds * 1.2, self._slowest)
 
     def publish_once(self, session: Tx) -> tuple[int, bool]:
         """Publish what is there, at most one batch; returns the number of rows that went, and whether there may be more of those

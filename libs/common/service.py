@@ -132,7 +132,9 @@ class _Process:
         threads: list[threading.Thread] = []
         relays: list[threading.Thread] = []
         if self.does("relay"):
-            relay = Relay(self.database, kafka.producer(f"almoner-{self.name}"), settings.topic_prefix)
+            relay = Relay(
+                self.database, kafka.producer(f"almoner-{self.name}"), settings.topic_prefix, woken=self.does("consume")
+            )
             self._wakes[outbox.WAKE] = relay.wake.set
             relays.append(self._thread("relay", lambda: relay.run(self.silent)))
         if self.does("work"):

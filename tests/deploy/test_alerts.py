@@ -20,7 +20,9 @@ SERVICES = {
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
 
 
-@pytest.mark.parametrize(("what", "file"), [("check", "alerts.yaml"), ("test", "alerts_test.yaml")])
+@pytest.mark.parametrize(
+    ("what", "file"), [("check", "alerts.yaml"), ("test", "alerts_test.yaml"), ("test", "alerts_days_test.yaml")]
+)
 def test_promtool_agrees(what: str, file: str) -> None:
     done = subprocess.run([promtool(), what, "rules", file], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

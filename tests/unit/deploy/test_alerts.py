@@ -25,7 +25,8 @@ RULES: list[dict[str, Any]] = [
 ]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
-CASES: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
+FILES = ("alerts_test.yaml", "alerts_days_test.yaml")
+CASES: list[dict[str, Any]] = [case for file in FILES for case in yaml.safe_load((PROMETHEUS / file).read_text())["tests"]]
 OF_PROMETHEUS = {"ALERTS"}
 NAME = re.compile(r"\b(?:almoner|kafka|process|python|job)_?\w*(?::\w+)*\b|\bALERTS\b")
 
