@@ -127,7 +127,6 @@ class Database:
                 "connect_timeout": 5,
             },
         )
-        self._autocommitting = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def transaction(self) -> Iterator[Tx]:
@@ -139,8 +138,14 @@ class Database:
 
     def look(self, sql: str, /, **params: Any) -> list[Any]:
         """Rows of one statement by itself: a third of the round trips of a transaction, for whoever looks again and again."""
-        with self._faults_named(), self._autocommitting.connect() as connection:
-            return Tx(connection).rows(sql, **params)
+        with self._faults_named(), self.engine.connect() as connection:
+            session: Any = connection.connection.driver_connection
+            session.autocommit = True  # the driver's own switch: SQLAlchemy's costs statements to go back
+            try:
+                return Tx(connection).rows(sql, **params)
+            finally:
+                if not session.closed:
+                    session.autocommit = False
 
     @contextmanager
     def _faults_named(self) -> Iterator[None]:

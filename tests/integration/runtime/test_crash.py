@@ -85,7 +85,7 @@ def runs(
             found[point] = Run(point, world, stack.enter_context(OtherSide()), folder / "mark")
             found[point].start()
         for run in found.values():
-            run.world.until(lambda run=run: not run.world.processes[0].alive, what=f"{run.point} being reached")  # type: ignore[misc]
+            run.world.until(lambda run=run: not run.world.processes[0].alive, timeout=90, what=f"{run.point} being reached")  # type: ignore[misc]
             run.start()
         yield found
 
@@ -107,7 +107,7 @@ def test_sigkill_at(point: str, run: Run, world: World) -> None:
     reached, in_flight = run.mark.read_text().split()
     assert reached == point
     assert int(in_flight) >= CASES[point]
-    world.until(lambda: is_settled(world), what="all work")
+    world.until(lambda: is_settled(world), timeout=90, what="all work")  # of all points at once, beside other workers
     assert restarted.alive
     subjects, causes, notes, other_side = run.subjects, run.causes, run.notes, run.other_side
 
