@@ -24,7 +24,7 @@ class Process:
         self._log = log
         log.touch()
         self._http_url: str | None = None
-        self._child = forked.start(module, verb, env, log)
+        self._child = forked.start(module, [verb], env, log)
 
     @property
     def pid(self) -> int:

@@ -53,6 +53,7 @@ def test_pbms_as_it_is(allocating: Allocating, world: World) -> None:
     pbms(allocating, "UPDATE g2p_agency SET name = repeat('x', 201) WHERE id = 13")  # can't be used: the others can
     envelope = Envelope("CASH_PHYSICAL")
     process = allocating.run()
+    world.until(lambda: len(world.sql("allocation", "SELECT 1 FROM ops_places")) == 2, what="PBMS being read")
     allocating.publish(envelope.batch("7", "8", "9"), envelope.completed())
     [event] = allocating.said(1)
     places = opened(event)[1]

@@ -1,9 +1,7 @@
 """All services at work in a test's world, and `almoner` as a process of its own."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 from libs.cli import sample
 from libs.local.client import BankAdmin, MailAdmin, MapperAdmin, NovuAdmin, SimulatorProcess
 from libs.local.reference import Reference
-from libs.local.supervisor import ROOT
+from tests.support import forked
 from tests.support.world import World
 
 SPONSOR = "SPONSOR"
@@ -29,22 +27,21 @@ class Almoner:
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
         self.folder = folder
+        self._calls = 0
 
     def almoner(self, *argv: str, code: int = 0, **env: str) -> str:
         """Run a verb; its standard output. Fails where it ends with another code than expected."""
         return self.run(*argv, code=code, **env).stdout
 
     def run(self, *argv: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "libs.cli", *argv],
-            env={**os.environ, **self.world.env, **env},
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        self._calls += 1
+        out, err = (self.folder / f"almoner-{self._calls}.{name}" for name in ("out", "err"))
+        child = forked.start("libs.cli", argv, {**self.world.env, **env}, out, err)
+        child.join(120)
+        if child.exitcode is None:
+            child.kill()
+            raise AssertionError(f"{argv} did not end:\n{out.read_text()}\n{err.read_text()}")
+        done = subprocess.CompletedProcess(argv, child.exitcode, out.read_text(), err.read_text())
         assert done.returncode == code, f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -50,7 +50,7 @@ folder = Path(sys.argv[1])
 (folder / "log").touch()
 simulator = SimulatorProcess("mapper", folder)
 simulator.start()
-child = forked.start("http.server", "0", {}, folder / "log")
+child = forked.start("http.server", ["0"], {}, folder / "log")
 print(child.pid, simulator.process.pid, flush=True)
 time.sleep(600)
 """

@@ -21,7 +21,7 @@ QUIET: dict[str, Any] = {"interval_seconds": 86_400}  # the jobs that are there 
 
 
 def run(world: World, jobs: dict[str, dict[str, Any]], **env: str) -> Process:
-    everything = {"expire-parked": QUIET, "funds-due": QUIET, **jobs}
+    everything = {"expire-parked": QUIET, "funds-due": QUIET, "reference-due": QUIET, **jobs}
     return world.run("scheduler", ALMONER_SCHEDULER_JOBS=json.dumps(everything), **env)
 
 
