@@ -1,6 +1,6 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-goods bench bench-replicas check types fast test mutants drift docs transcript golden locks
+.PHONY: help setup demo demo-goods bench bench-replicas check types fast test mutants docs transcript golden locks
 N ?= 100000
 KIND ?= cash
 
@@ -25,7 +25,7 @@ bench-replicas: N = 4000
 bench-replicas: ## Two replicas against one, with simulators that answer after 200 ms; the last line is JSON.
 	@./almoner bench $(N) --replicas
 
-check: setup drift ## Style, types, import rules, generated files, fast tests: under a minute.
+check: setup ## Style, types, import rules, fast tests (generated files among them): under a minute.
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/lint-imports --no-logo
@@ -42,11 +42,6 @@ test: setup ## Every test, on a real broker and a real database: under fifteen m
 
 mutants: setup ## Take away, one at a time, what makes "paid once" true: a test must notice each.
 	$(run) tests.mutants
-
-drift: setup ## Whether the generated documents still say what the contracts say.
-	$(run) libs.common.contracts.docs --check
-	$(run) libs.cli.settings --check
-	$(run) deploy.grafana.dashboard --check
 
 docs: setup ## Write the generated documents anew.
 	$(run) libs.common.contracts.docs

@@ -1,6 +1,5 @@
-"""Writes almoner.json, the Grafana dashboard: python -m deploy.grafana.dashboard [--check]"""
+"""Writes almoner.json, the Grafana dashboard: python -m deploy.grafana.dashboard"""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,12 +235,5 @@ def _targets(panel: Panel) -> list[Builder[Dataquery]]:
     ]
 
 
-def main() -> None:
-    if "--check" not in sys.argv[1:]:
-        PATH.write_text(built())
-    elif not PATH.exists() or PATH.read_text() != built():
-        sys.exit("The dashboard has drifted: run `python -m deploy.grafana.dashboard` and commit deploy/grafana.")
-
-
 if __name__ == "__main__":
-    main()
+    PATH.write_text(built())

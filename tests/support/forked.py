@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from libs.local.process import LIBC, PR_SET_PDEATHSIG
 from libs.local.supervisor import ROOT
@@ -27,6 +29,18 @@ def start(module: str, argv: Sequence[str], env: Mapping[str, str], out: Path, e
     child = _server.Process(target=_run, args=(module, list(argv), {**os.environ, **env}, files))
     child.start()
     return child
+
+
+def run(module: str, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """As `start`, to its end. Raises AssertionError where it does not come."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        child = start(module, argv, env, out, err)
+        child.join(120)
+        if child.exitcode is None:
+            child.kill()
+            raise AssertionError(f"{argv} did not end:\n{out.read_text()}\n{err.read_text()}")
+        return subprocess.CompletedProcess(argv, child.exitcode, out.read_text(), err.read_text())
 
 
 def _run(module: str, argv: list[str], env: Mapping[str, str], files: tuple[str, str]) -> None:

@@ -27,21 +27,13 @@ class Almoner:
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
         self.folder = folder
-        self._calls = 0
 
     def almoner(self, *argv: str, code: int = 0, **env: str) -> str:
         """Run a verb; its standard output. Fails where it ends with another code than expected."""
         return self.run(*argv, code=code, **env).stdout
 
     def run(self, *argv: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        self._calls += 1
-        out, err = (self.folder / f"almoner-{self._calls}.{name}" for name in ("out", "err"))
-        child = forked.start("libs.cli", argv, {**self.world.env, **env}, out, err)
-        child.join(120)
-        if child.exitcode is None:
-            child.kill()
-            raise AssertionError(f"{argv} did not end:\n{out.read_text()}\n{err.read_text()}")
-        done = subprocess.CompletedProcess(argv, child.exitcode, out.read_text(), err.read_text())
+        done = forked.run("libs.cli", argv, {**self.world.env, **env})
         assert done.returncode == code, f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 

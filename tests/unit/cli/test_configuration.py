@@ -3,20 +3,17 @@
 import json
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from libs.cli.context import SERVICES
-from libs.cli.settings import COUNTERPARTS, DOCUMENT, described, document
-from libs.local.supervisor import ROOT
+from libs.cli.settings import COUNTERPARTS, DOCUMENT, document
+from tests.support import forked
 from tests.support.world import SEAL_KEYS, TOKEN_KEY
 
-BARE = {name: value for name, value in os.environ.items() if not name.upper().startswith(("ALMONER_", "DATABASE_URL"))}
 GOOD = {
-    **BARE,
     "DATABASE_URL": "postgresql://nobody:hush@127.0.0.1:1/none",
     "ALMONER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
     "ALMONER_SEAL_KEYS": SEAL_KEYS,
@@ -44,13 +41,23 @@ bank_fa_deconstruct_strategy mobile_wallet_deconstruct_strategy email_wallet_dec
 """.split()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def bare() -> Iterator[None]:
+    """Whatever the session is told of a stack, these tests' processes are told what stands here."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in os.environ:
+            if name.upper().startswith(("ALMONER_", "DATABASE_URL")):
+                environment.delenv(name)
+        yield
+
+
 @pytest.fixture(scope="module")
-def services() -> dict[str, dict[str, Any]]:
-    return {service: described(service, BARE) for service in SERVICES}
+def services(bare: None) -> dict[str, dict[str, Any]]:
+    return {service: json.loads(forked.run(f"services.{service}", ["config"], {}).stdout) for service in SERVICES}
 
 
-def test_the_document_has_not_drifted() -> None:
-    assert DOCUMENT.read_text() == document(), "run `make docs`"
+def test_the_document_has_not_drifted(services: dict[str, dict[str, Any]]) -> None:
+    assert DOCUMENT.read_text() == document(list(services.values())), "run `make docs`"
 
 
 def test_every_setting_says_what_it_means(services: dict[str, dict[str, Any]]) -> None:
@@ -90,18 +97,6 @@ def test_every_stage_has_all_its_limits(services: dict[str, dict[str, Any]]) -> 
     )
     stages += ("ALLOCATION_REFERENCE", "NOTIFICATIONS_NOVU", "NOTIFICATIONS_SMTP", "NOTIFICATIONS_FILE")
     assert {f"ALMONER_{stage}_{limit}" for stage in stages for limit in limits} <= known
-
-
-def start(service: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"services.{service}", "run"],
-        cwd=ROOT,
-        env={**GOOD, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 WRONG = {
@@ -148,7 +143,8 @@ SHARED = {
 def test_a_service_names_everything_that_is_wrong_and_does_not_start(service: str) -> None:
     wrong = {**WRONG[service], **SHARED}
     typo = f"ALMONER_{service.upper()}_POOL_SISE"
-    done = start(service, **{name: value for name, (value, _) in wrong.items()}, **{typo: "3"})
+    values = {name: value for name, (value, _) in wrong.items()}
+    done = forked.run(f"services.{service}", ["run"], {**GOOD, **values, typo: "3"})
     assert done.returncode == 2
     said = {re.match("[A-Z0-9_]+", line).group(): line for line in done.stderr.splitlines()}  # type: ignore[union-attr]
     assert set(said) == {*wrong, typo}
@@ -159,7 +155,7 @@ def test_a_service_names_everything_that_is_wrong_and_does_not_start(service: st
 
 
 def test_a_rule_over_two_settings_names_both_and_no_secret() -> None:
-    done = start("funds", ALMONER_FUNDS_BLOCK_LEASE_SECONDS="10")
+    done = forked.run("services.funds", ["run"], {**GOOD, "ALMONER_FUNDS_BLOCK_LEASE_SECONDS": "10"})
     assert done.returncode == 2
     assert done.stderr == (
         "ALMONER_FUNDS_BLOCK_LEASE_SECONDS=10.0: Should be more than 2.0 s longer than "
@@ -167,15 +163,9 @@ def test_a_rule_over_two_settings_names_both_and_no_secret() -> None:
     )
 
 
-def almoner(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "libs.cli", *argv], cwd=ROOT, env={**GOOD, **env}, capture_output=True, text=True, check=False
-    )
-
-
 def test_config_shows_where_each_value_comes_from_and_masks_secrets(tmp_path: Any) -> None:
-    env = {"ALMONER_HOME": str(tmp_path), "ALMONER_FUNDS_POOL_SIZE": "4", "ALMONER_LOG_LEVEL": "DEBUG"}
-    done = almoner("config", "funds", "-o", "json", **env)
+    env = {**GOOD, "ALMONER_HOME": str(tmp_path), "ALMONER_FUNDS_POOL_SIZE": "4", "ALMONER_LOG_LEVEL": "DEBUG"}
+    done = forked.run("libs.cli", ["config", "funds", "-o", "json"], env)
     assert done.returncode == 0, done.stderr
     shown = {one["variable"]: (one["value"], one["source"]) for one in json.loads(done.stdout)["settings"]}
     assert shown["ALMONER_FUNDS_POOL_SIZE"] == ("4", "ALMONER_FUNDS_POOL_SIZE")
@@ -185,7 +175,7 @@ def test_config_shows_where_each_value_comes_from_and_masks_secrets(tmp_path: An
     assert shown["ALMONER_FUNDS_SPONSORS"] == ('{"default": …}', "ALMONER_FUNDS_SPONSORS")
     for secret in ("hush", "HUSH", TOKEN_KEY, SEAL_KEYS.partition(":")[2]):
         assert secret not in done.stdout
-    wrong = almoner("config", "funds", **env, ALMONER_FUNDS_CHEK_MAX_ATTEMPTS="3")
+    wrong = forked.run("libs.cli", ["config", "funds"], {**env, "ALMONER_FUNDS_CHEK_MAX_ATTEMPTS": "3"})
     assert wrong.returncode == 1
     assert "ALMONER_FUNDS_CHECK_MAX_ATTEMPTS" in wrong.stderr
-    assert "no service is called 'bank'" in almoner("config", "bank", **env).stderr
+    assert "no service is called 'bank'" in forked.run("libs.cli", ["config", "bank"], env).stderr
