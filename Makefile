@@ -38,7 +38,7 @@ fast: setup
 	$(run) pytest -q tests/unit tests/contract tests/architecture
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
-	$(run) pytest tests -n 3 --dist loadgroup
+	$(run) pytest tests -n 4 --dist loadgroup
 
 mutants: setup ## Take away, one at a time, what makes "paid once" true: a test must notice each.
 	$(run) tests.mutants

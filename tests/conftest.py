@@ -2,19 +2,20 @@
 
 import compileall
 import os
-import warnings
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from libs.common.migrate import migrate
-from libs.local.client import BankAdmin, MapperAdmin, SimulatorProcess
+from libs.local.client import BankAdmin, MapperAdmin
 from libs.local.stack import Addresses
 from libs.local.supervisor import ROOT
 from tests.support import stacks
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import Kafka, World
 
 # How fast a machine is says nothing of what is tested: no test fails for having been slow to make its examples. In CI they are
@@ -23,6 +24,8 @@ settings.register_profile(
     "almoner", deadline=None, derandomize=os.environ.get("CI") == "true", suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("almoner")
+
+SHARED: pytest.StashKey[tuple[str, str, str]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,10 +44,34 @@ def pytest_configure(config: pytest.Config) -> None:
             compileall.compile_dir(ROOT / folder, quiet=2)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """One stack for all workers: each starts its tests with the addresses and the template's name."""
+    held = ExitStack()
+    config.add_cleanup(held.close)
+    addresses = held.enter_context(stacks.started(config.getoption("--stack")))
+    template = held.enter_context(stacks.Databases(addresses.database_url).template())
+    config.stash[SHARED] = (addresses.kafka, addresses.database_url, template)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["shared"] = node.config.stash[SHARED]
+
+
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Iterator[Addresses]:
-    with stacks.started(request.config.getoption("--stack")) as addresses:
-        yield addresses
+def shared(request: pytest.FixtureRequest) -> tuple[str, str, str] | None:
+    """Broker, database server and template which the controller keeps for its workers; nothing in a session without workers."""
+    return getattr(request.config, "workerinput", {}).get("shared")
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest, shared: tuple[str, str, str] | None) -> Iterator[Addresses]:
+    if shared:
+        yield Addresses(shared[0], shared[1])
+    else:
+        with stacks.started(request.config.getoption("--stack")) as addresses:
+            yield addresses
 
 
 @pytest.fixture(scope="session")
@@ -58,17 +85,12 @@ def databases(stack: Addresses) -> stacks.Databases:
 
 
 @pytest.fixture(scope="session")
-def template(databases: stacks.Databases) -> Iterator[str]:
-    """The name of a database in which every service is migrated; tests get copies."""
-    name = f"template_{uuid4().hex[:12]}"
-    url = databases.create(name)
-    for folder in sorted((ROOT / "services").glob("*/migrations")):
-        try:
-            migrate(url, folder.parent.name)
-        except Exception as error:  # fails the tests of this service, not those of the others
-            warnings.warn(f"{folder.parent.name} did not migrate: {error}", stacklevel=1)
-    yield name
-    databases.drop(name)
+def template(databases: stacks.Databases, shared: tuple[str, str, str] | None) -> Iterator[str]:
+    if shared:
+        yield shared[2]
+    else:
+        with databases.template() as name:
+            yield name
 
 
 @pytest.fixture

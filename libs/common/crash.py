@@ -8,6 +8,7 @@ work in flight. The file exists only once: after the restart the same process li
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 POINTS = {
@@ -34,6 +35,7 @@ POINTS = {
 _target, _, _nth = os.environ.get("ALMONER_CRASH_AT", "").partition(":")
 _only = os.environ.get("ALMONER_CRASH_KIND", "")  # a work kind or job name, where a point has many
 _countdown = int(_nth or 1)
+_lock = threading.Lock()
 _signal = signal.Signals[os.environ.get("ALMONER_CRASH_SIGNAL", "SIGKILL")]
 if _target and _target not in POINTS:
     raise ValueError(f"ALMONER_CRASH_AT={_target} is not one of {', '.join(POINTS)}")
@@ -44,9 +46,10 @@ def reached(point: str, in_flight: int, kind: str = "") -> None:
     if not _target or point != _target or not in_flight or (_only and kind != _only):
         return
     global _countdown
-    _countdown -= 1
-    mark = Path(os.environ["ALMONER_CRASH_MARK"])
-    if _countdown > 0 or mark.exists():
-        return
-    mark.write_text(f"{point} {in_flight}\n")
-    os.kill(os.getpid(), _signal)
+    with _lock:  # nobody else passes while the signal is on its way
+        _countdown -= 1
+        mark = Path(os.environ["ALMONER_CRASH_MARK"])
+        if _countdown > 0 or mark.exists():
+            return
+        mark.write_text(f"{point} {in_flight}\n")
+        signal.pthread_kill(threading.get_ident(), _signal)  # to the process, it might reach this thread later

@@ -120,6 +120,7 @@ class Database:
             max_overflow=2,
             pool_timeout=10,
             hide_parameters=True,  # errors are logged, what rows hold is not
+            use_native_hstore=False,  # or each new session asks for a type we do not use
             connect_args={
                 "options": f"-c role=almoner_{service} -c search_path={service} -c lock_timeout=30s"
                 f" -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s",

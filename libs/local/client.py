@@ -1,30 +1,20 @@
-"""Start a simulator, order faults, and read what the simulated bank and mapper have in their books.
+"""Order a simulator's faults, and read what the simulated bank and mapper have in their books.
 
-with SimulatorProcess("bank", folder) as process:
-    bank = BankAdmin(process.base_url)
-    bank.put_account("full", "SPONSOR-1", "EUR", 1_000_000)
-    bank.add_fault("timeout_after", path="/initiate_payment", share=0.1, seconds=5)
+bank = BankAdmin(stack.addresses.bank_url)
+bank.put_account("full", "SPONSOR-1", "EUR", 1_000_000)
+bank.add_fault("timeout_after", path="/initiate_payment", share=0.1, seconds=5)
 """
 
 import json
-import signal
-import socket
 import ssl
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import httpx
 
-from libs.local.process import before_exec
-
 Profile = Literal["example", "full"]
 _PAGE_ROWS = 5000
-_ROOT = Path(__file__).resolve().parents[2]
 # For clients of plain HTTP on this machine: to read the certificates which the system trusts takes each client 40 ms.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -246,53 +236,3 @@ def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
             yield bytes(chunk)
             chunk.clear()
     yield bytes(chunk)
-
-
-class SimulatorProcess:
-    """A simulator as a process of its own, on a free port which it keeps over restarts."""
-
-    def __init__(self, name: Literal["bank", "mapper", "novu", "mail"], data: Path) -> None:
-        self._command = [sys.executable, "-m", f"libs.local.{name}", "--data", str(data)]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, limit_seconds: float = 30) -> None:
-        """Returns when it is ready; it ends with the thread that calls this. Raises RuntimeError when it ended or took too long."""
-        command = [*self._command, "--port", str(self.port)]
-        dies_with_us = before_exec(signal.SIGKILL, unprivileged=False)
-        self.process = subprocess.Popen(command, cwd=_ROOT, preexec_fn=dies_with_us)  # noqa: PLW1509
-        give_up_at = time.monotonic() + limit_seconds
-        while time.monotonic() < give_up_at and self.process.poll() is None:
-            try:
-                if httpx.get(f"{self.base_url}/healthz", trust_env=False, verify=NO_CERTIFICATES).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.02)
-        self.kill()
-        raise RuntimeError(f"{' '.join(self._command)} did not become ready")
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> int:
-        """SIGTERM; its exit code."""
-        return self._end(signal.SIGTERM)
-
-    def _end(self, number: signal.Signals) -> int:
-        if self.process is None:
-            return 0
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=30)
-        self.process = None
-        return code
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        self.kill()

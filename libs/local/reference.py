@@ -84,9 +84,9 @@ class Reference:
             for name in self._names.values():
                 if name not in there:
                     cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (READER,))
-            if not cursor.fetchone():
-                cursor.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(READER)))
+            # Whoever else prepares a server at the same time may be first.
+            role = "DO $$ BEGIN CREATE ROLE {} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+            cursor.execute(sql.SQL(role).format(sql.Identifier(READER)))
         for database, tables in (("registry", _REGISTRY), ("pbms", _PBMS)):
             with self._connect(database) as connection, connection.cursor() as cursor:
                 cursor.execute(tables)

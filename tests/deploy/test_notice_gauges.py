@@ -7,10 +7,11 @@ import pytest
 
 from libs.common.contracts.operator import SendNotices
 from libs.common.db import Database
-from libs.local.client import MailAdmin, SimulatorProcess
+from libs.local.client import MailAdmin
 from services.notifications import gauges
 from tests.integration.notifications.batches import COMMANDS, Batch, notices, until_states
 from tests.support.process import Process
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 OPEN, OLDEST = "almoner_notices_open", "almoner_notices_oldest_seconds"

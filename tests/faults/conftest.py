@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from libs.local.client import BankAdmin, SimulatorProcess
+from libs.local.client import BankAdmin
 from tests.faults.stories import Told, tell
+from tests.support.simulator import SimulatorProcess
 from tests.support.stacks import Databases
 from tests.support.world import Kafka
 

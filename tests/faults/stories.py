@@ -98,7 +98,7 @@ def tell(
                 if not one.go_on():
                     running.remove(one)
                     one.told.world.close()
-            time.sleep(0.02)
+            time.sleep(0.1)
     finally:
         for one in running:
             one.told.world.close()

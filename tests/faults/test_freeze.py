@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from libs.common.contracts import operator
-from libs.local.client import BankAdmin, Profile, SimulatorProcess
+from libs.local.client import BankAdmin, Profile
 from tests.faults.bookkeeping import LIMITS, command, idle, unknown
 from tests.faults.stories import Story, Teller, Told
 from tests.support.money import Payout
 from tests.support.process import Process
+from tests.support.simulator import SimulatorProcess
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 

@@ -17,12 +17,13 @@ import pytest
 
 from libs.common.contracts import operator
 from libs.common.contracts.base import EventData
-from libs.local.client import BankAdmin, Profile, SimulatorProcess
+from libs.local.client import BankAdmin, Profile
 from services.funds import domain
 from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
 from tests.faults.stories import Story, Teller, Told
 from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
+from tests.support.simulator import SimulatorProcess
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 

@@ -2,16 +2,23 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import sqlalchemy
 from psycopg2 import sql
 
+from libs.common.clock import utc_now
+from libs.common.db import Database
+from libs.common.inbox import keep_partitions
+from libs.common.migrate import migrate
 from libs.local import postgres
 from libs.local.kafka import MAX_MESSAGE_BYTES
 from libs.local.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Addresses, owned
+from libs.local.supervisor import ROOT
 
 _ROOM_BYTES = 6 * 2**30
 
@@ -70,6 +77,22 @@ class Databases:
         copy = sql.SQL(" TEMPLATE {} STRATEGY FILE_COPY").format(sql.Identifier(template)) if template else sql.SQL("")
         self._run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copy)
         return sqlalchemy.make_url(self._url).set(database=name).render_as_string(hide_password=False)
+
+    @contextmanager
+    def template(self) -> Iterator[str]:
+        """The name of a database in which every service is migrated and has its partitions, for tests to get copies of."""
+        name = f"template_{uuid4().hex[:12]}"
+        url = self.create(name)
+        for folder in sorted((ROOT / "services").glob("*/migrations")):
+            try:
+                migrate(url, folder.parent.name)
+                database = Database(url, folder.parent.name)
+                keep_partitions(database, utc_now())
+                database.engine.dispose()
+            except Exception as error:  # fails the tests of this service, not those of the others
+                warnings.warn(f"{folder.parent.name} did not migrate: {error}", stacklevel=1)
+        yield name
+        self.drop(name)
 
     def drop(self, name: str) -> None:
         self._run(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

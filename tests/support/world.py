@@ -70,7 +70,9 @@ class World:
         self._made: set[str] = set()
         self.database_url = databases.create(name, template)
         # Kept open, since tests look every few milliseconds; some of them break every connection.
-        self._engine = sqlalchemy.create_engine(self.database_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+        self._engine = sqlalchemy.create_engine(
+            self.database_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, use_native_hstore=False
+        )
         self.env = {
             "ALMONER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
             "DATABASE_URL": self.database_url,
@@ -205,11 +207,12 @@ class World:
 
     def until(self, condition: Callable[[], T], timeout: float = TIMEOUT_SECONDS, what: str = "it") -> T:
         """Wait for a condition to become true; returns what it returned. Raises AssertionError with its last value."""
-        until = time.monotonic() + timeout
+        began = time.monotonic()
         while not (value := condition()):
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited > timeout:
                 raise AssertionError(f"{what} did not come true within {timeout} s; last: {value!r}")
-            time.sleep(0.03)
+            time.sleep(min(0.03 + waited / 10, 0.3))  # who looks all the time keeps those busy whom it waits for
         return value
 
     def close(self) -> None:

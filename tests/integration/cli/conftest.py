@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from libs.cli import sample
-from libs.local.client import BankAdmin, MailAdmin, MapperAdmin, NovuAdmin, SimulatorProcess
+from libs.local.client import BankAdmin, MailAdmin, MapperAdmin, NovuAdmin
 from libs.local.reference import Reference
 from tests.support import forked
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 SPONSOR = "SPONSOR"

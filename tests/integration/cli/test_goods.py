@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from libs.cli import sample
-from libs.local.client import BankAdmin, SimulatorProcess
+from libs.local.client import BankAdmin
 from libs.local.reference import Reference
 from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Almoner, places
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 PEOPLE = 80  # two in each zone

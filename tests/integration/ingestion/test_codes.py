@@ -126,14 +126,14 @@ def raw(headers: dict[str, str], value: bytes) -> Refusal:
 
     def refuse(world: World, name: str) -> c.SubmissionRejected:
         good = message(ten(name), name, name)[2]
-        found = {answer.data.offset for answer in world.events(RESULTS, c.SubmissionRejected) if answer.data.topic == ENVELOPES}
-        world.publish_raw(ENVELOPES, b"k", value, {k: v for k, v in {**good, **headers}.items() if v})
 
-        def new() -> list[c.SubmissionRejected]:
+        def answered() -> dict[tuple[str | None, int | None, int | None], c.SubmissionRejected]:
             answers = [answer.data for answer in world.events(RESULTS, c.SubmissionRejected)]
-            return [a for a in answers if a.topic == ENVELOPES and a.offset not in found and a.envelope_id is None]
+            return {(a.topic, a.partition, a.offset): a for a in answers if a.topic == ENVELOPES and a.envelope_id is None}
 
-        return world.until(new)[-1]
+        before = answered().keys()
+        world.publish_raw(ENVELOPES, b"k", value, {k: v for k, v in {**good, **headers}.items() if v})
+        return world.until(lambda: [answer for place, answer in answered().items() if place not in before])[-1]
 
     return refuse
 

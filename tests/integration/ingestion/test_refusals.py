@@ -16,6 +16,7 @@ from libs.common.contracts import ingestion as c
 from libs.common.contracts.base import EventData
 from libs.common.db import Database
 from libs.common.envelope import RawMessage
+from libs.local.stack import Addresses
 from services.ingestion.config import Settings
 from services.ingestion.wiring import wire
 from tests.integration.ingestion.publisher import (
@@ -33,6 +34,7 @@ from tests.integration.ingestion.publisher import (
     total,
     uuid_of,
 )
+from tests.support.counting import statements
 from tests.support.world import World
 
 
@@ -288,15 +290,7 @@ def test_any_bytes_are_answered_or_staged(fold: Fold, world: World, messages: li
     assert said + staged > 0
 
 
-def test_statements_of_sql_do_not_grow_with_the_poll(fold: Fold, world: World) -> None:
-    def calls() -> int:
-        rows = world.sql(
-            None,
-            """SELECT coalesce(sum(calls), 0) AS n FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
-               WHERE d.datname = current_database() AND query NOT LIKE '%%pg_stat_statements%%' AND toplevel""",
-        )
-        return int(rows[0].n)
-
+def test_statements_of_sql_do_not_grow_with_the_poll(fold: Fold, world: World, stack: Addresses) -> None:
     def cost(numbers: range) -> int:
         raw = []
         for n in numbers:
@@ -306,9 +300,9 @@ def test_statements_of_sql_do_not_grow_with_the_poll(fold: Fold, world: World) -
         fold.fold(raw)
         return calls() - before
 
-    world.sql(None, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     key, value, headers = message(envelope("e1", 5000, total(1, 5000)), "k", "env")
     fold.fold([RawMessage(ENVELOPES, 0, 0, 0, key, value, tuple((k, v.encode()) for k, v in headers.items()))])
-    small, large = cost(range(1, 3)), cost(range(3, 503))
+    with statements(stack, (world.name, "almoner_ingestion")) as calls:
+        small, large = cost(range(1, 3)), cost(range(3, 503))
     assert 0 < large == small
     assert world.sql("ingestion", "SELECT sum(items) AS n FROM staged")[0].n == 502

@@ -14,7 +14,8 @@ import httpx
 import mt940
 import pytest
 
-from libs.local.client import BankAdmin, Profile, SimulatorProcess
+from libs.local.client import BankAdmin, Profile
+from tests.support.simulator import SimulatorProcess
 
 BALANCE_MINOR = 100_000_000_00
 BOTH = pytest.mark.parametrize("profile", ["example", "full"])

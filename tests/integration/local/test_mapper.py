@@ -12,7 +12,8 @@ import pytest
 from joserfc import jws
 from joserfc.jwk import OKPKey
 
-from libs.local.client import MapperAdmin, SimulatorProcess
+from libs.local.client import MapperAdmin
+from tests.support.simulator import SimulatorProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore::joserfc.errors.SecurityWarning")  # EdDSA has a newer name
 NOW = datetime.now(UTC).isoformat()

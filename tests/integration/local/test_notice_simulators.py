@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 
-from libs.local.client import MailAdmin, NovuAdmin, SimulatorProcess
+from libs.local.client import MailAdmin, NovuAdmin
+from tests.support.simulator import SimulatorProcess
 
 
 def event(number: int, **more: Any) -> dict[str, Any]:

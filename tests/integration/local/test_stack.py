@@ -43,7 +43,7 @@ with owned(name="test") as stack:
 SESSION = """
 import sys, time
 from pathlib import Path
-from libs.local.client import SimulatorProcess
+from tests.support.simulator import SimulatorProcess
 from tests.support import forked
 
 folder = Path(sys.argv[1])

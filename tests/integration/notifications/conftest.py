@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from libs.local.client import MailAdmin, NovuAdmin, SimulatorProcess
+from libs.local.client import MailAdmin, NovuAdmin
 from tests.integration.notifications.batches import SECRET
+from tests.support.simulator import SimulatorProcess
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 from libs.common.contracts.base import totals
 from libs.common.contracts.ingestion import EnvelopeCompleted
 from libs.common.contracts.operator import Repay
-from libs.local.client import BankAdmin, MapperAdmin, SimulatorProcess
+from libs.local.client import BankAdmin, MapperAdmin
 from tests.integration.funds.test_operations import command, until_position
 from tests.integration.resolution.batches import PATIENT, cut, fa, idle, ids, opened, publish, resolved, run
 from tests.integration.resolution.test_held import ask
 from tests.support.money import Payout
+from tests.support.simulator import SimulatorProcess
 from tests.support.statements import deliver_statements
 from tests.support.world import World
 

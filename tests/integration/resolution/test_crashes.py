@@ -6,8 +6,9 @@ import pytest
 
 from libs.common import crash
 from libs.common.contracts.operator import ResolveHeld
-from libs.local.client import MapperAdmin, SimulatorProcess
+from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import COMMANDS, cut, fa, idle, ids, publish, resolved, run
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 CALLS = [point for point in crash.POINTS if point.startswith("call.")]

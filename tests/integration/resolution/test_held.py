@@ -3,8 +3,9 @@
 from uuid import UUID, uuid4
 
 from libs.common.contracts.operator import ResolveHeld
-from libs.local.client import MapperAdmin, SimulatorProcess
+from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import COMMANDS, cut, fa, idle, ids, opened, publish, resolved, run
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 

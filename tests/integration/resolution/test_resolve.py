@@ -6,7 +6,7 @@ import pytest
 
 from libs.common.contracts.base import Items
 from libs.common.contracts.operator import RetryWork
-from libs.local.client import MapperAdmin, SimulatorProcess
+from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import (
     BATCHES,
     COMMANDS,
@@ -20,6 +20,7 @@ from tests.integration.resolution.batches import (
     resolved,
     run,
 )
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 

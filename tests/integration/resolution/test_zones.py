@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from libs.common.contracts.operator import RetryWork
-from libs.local.client import MapperAdmin, SimulatorProcess
+from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import BATCHES, COMMANDS, cut, fa, idle, publish, resolved
 from tests.integration.resolution.test_held import ask
 from tests.integration.resolution.zones import Registry, goods, homes, located, opened, reasons, registry_of, start, zone
+from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 
