@@ -46,16 +46,37 @@ class Decisions:
         """Take the envelope one step further, whatever the step is. The caller holds its exclusive lock."""
         envelope_id = UUID(subject)
         because = Cause(cause.id, subject, cause.traceparent)
-        if self._cancel(tx, envelope_id, because):  # more of it in the next transaction
-            jobs.make_due(tx, "advance", [subject], [lock_key("funds", envelope_id)], because)
-            return
-        self._start_check(tx, envelope_id, because)
-        self._start_block(tx, envelope_id, because)
+        now = self._where_it_stands(tx, envelope_id)
+        if now.cancelling or now.tombstones:
+            if self._cancel(tx, envelope_id, now.cancelling, because):  # more of it in the next transaction
+                jobs.make_due(tx, "advance", [subject], [lock_key("funds", envelope_id)], because)
+                return
+            now = self._where_it_stands(tx, envelope_id)
+        if now.funds == "WAITING":
+            self._start_check(tx, envelope_id, because)
+        if now.funds == "BLOCKING":
+            self._start_block(tx, envelope_id, because)
         self._release_expired(tx, envelope_id, because)
-        self._release_cancelled(tx, envelope_id, because)
+        if now.to_release:
+            self._release_cancelled(tx, envelope_id, because)
         self._mark_overdue(tx, envelope_id, because)
-        self._answer_cancellation(tx, envelope_id, because)
+        if now.to_answer:
+            self._answer_cancellation(tx, envelope_id, because)
         self._settle(tx, envelope_id, because)
+
+    def _where_it_stands(self, tx: Tx, envelope_id: UUID) -> Any:
+        """What says which steps there may be to take: a step looks at all sums of the envelope, which costs the database more to
+        plan than this to answer."""
+        return tx.one(
+            """SELECT e.funds, e.cancelling,
+                      EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = e.envelope_id) AS tombstones,
+                      EXISTS (SELECT 1 FROM cancelled c WHERE c.envelope_id = e.envelope_id AND c.in_block
+                                                          AND c.release_id IS NULL) AS to_release,
+                      EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = e.envelope_id AND r.whole
+                                                                AND r.state = 'DECIDED') AS to_answer
+               FROM envelopes e WHERE e.envelope_id = %(id)s""",
+            id=envelope_id,
+        )
 
     # --- check and block ----------------------------------------------------------------------------------------------
 
@@ -102,17 +123,13 @@ class Decisions:
 
     # --- cancellation -------------------------------------------------------------------------------------------------
 
-    def _cancel(self, tx: Tx, envelope_id: UUID, cause: Cause) -> bool:
+    def _cancel(self, tx: Tx, envelope_id: UUID, whole: bool, cause: Cause) -> bool:
         """Cancel what is asked for and still unpaid; True if there is more than one transaction should do."""
         asked = tx.rows(
             """SELECT id, request_id, whole, disbursement_ids FROM cancel_requests
                WHERE envelope_id = %(id)s AND state = 'ASKED' ORDER BY id""",
             id=envelope_id,
         )
-        whole = tx.one("SELECT cancelling FROM envelopes WHERE envelope_id = %(id)s", id=envelope_id).cancelling
-        has_tombstones = tx.rows("SELECT 1 FROM tombstones WHERE envelope_id = %(id)s LIMIT 1", id=envelope_id)
-        if not whole and not has_tombstones:
-            return False
         if whole:
             self._void_block(tx, envelope_id)
         gone, more = self._cancel_unpaid(tx, envelope_id, whole, asked=bool(asked))
@@ -369,15 +386,16 @@ class Decisions:
 
     def _settle(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed."""
-        row = tx.one("SELECT * FROM money WHERE envelope_id = %(id)s", id=envelope_id)
         envelope = tx.one(
             """SELECT completed_minor, cancelling, cancelled_at, header, settled_revision, settled_position FROM envelopes
                WHERE envelope_id = %(id)s""",
             id=envelope_id,
         )
+        if envelope.cancelled_at is None and (envelope.completed_minor is None or envelope.cancelling):
+            return
+        row = tx.one("SELECT * FROM money WHERE envelope_id = %(id)s", id=envelope_id)
         money = Money(**{name: getattr(row, f"{name}_minor") for name in Money.__slots__})
-        finished = envelope.cancelled_at is not None or (envelope.completed_minor is not None and not envelope.cancelling)
-        if not finished or not money.settled or store.asked_block(tx, envelope_id):
+        if not money.settled or store.asked_block(tx, envelope_id):
             return
         position = funds.Position(**{name: getattr(money, name) for name in Money.__slots__})
         if envelope.settled_position == position.model_dump_json():  # a repayment came to nothing
@@ -531,13 +549,13 @@ def end_block(tx: Tx, settings: Settings, outbox: Outbox, envelope_id: UUID, blo
     row = tx.one(
         """UPDATE blocks b SET state = 'BLOCKED', bank_reference = %(reference)s, blocked_at = clock_timestamp()
            FROM envelopes e WHERE e.envelope_id = b.envelope_id AND b.envelope_id = %(id)s AND b.block = %(block)s
-           RETURNING b.amount_minor, e.header""",
+           RETURNING b.amount_minor, b.further, e.header""",
         id=envelope_id,
         block=block,
         reference=reference,
     )
     tx.run("UPDATE envelopes SET funds = 'BLOCKED' WHERE envelope_id = %(id)s", id=envelope_id)
-    if numbers := store.pay_repayments(tx, settings.incarnation, envelope_id, block):
+    if row.further and (numbers := store.pay_repayments(tx, settings.incarnation, envelope_id, block)):
         say_disputed(tx, outbox, store.hold_disputed(tx, store.disputed_of(tx, numbers)), cause)
     body = funds.FundsBlocked(
         header=EnvelopeHeader.model_validate_json(row.header),
