@@ -309,7 +309,13 @@ def lock_keys_of(tx: Tx, instructions: Sequence[int]) -> list[int]:
 
 
 def instructions_for_update(tx: Tx, instructions: Sequence[int]) -> dict[int, Any]:
-    """The instructions, locked in order: their counters are about to change."""
+    """The instructions, locked in order: their counters are about to change. Their work is locked before them, as a claim and a
+    settle do, or one of us would wait for the other."""
+    tx.run(
+        """SELECT 1 FROM work WHERE kind = 'dispatch' AND subject = ANY(%(subjects)s::text[])
+           ORDER BY subject FOR NO KEY UPDATE""",
+        subjects=[str(number) for number in instructions],
+    )
     rows = tx.rows(
         """SELECT i.instruction, i.incarnation, i.state, i.batch_id, i.envelope_id, i.count, i.cancelled_count, i.refused_count,
                   i.debited_count, i.grouped, b.header, e.currency, e.lock_key, k.bank, k.block AS live_block

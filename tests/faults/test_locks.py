@@ -14,6 +14,7 @@ from libs.common.db import lock_key
 from libs.local.client import BankAdmin
 from tests.faults.bookkeeping import command, idle, reach
 from tests.support.money import Payout
+from tests.support.statements import deliver_statements
 from tests.support.world import World
 
 PEOPLE = 10
@@ -103,3 +104,21 @@ def test_who_decides_waits_for_who_folds(world: World, payout: Payout) -> None:
         somebody_waits(world, "ExclusiveLock")
     reach(payout, cancelled=PEOPLE)
     assert world.sql("funds", "SELECT 1 FROM work") == []
+
+
+def test_a_statement_takes_the_work_before_its_instruction_as_who_settles_does(world: World, payout: Payout) -> None:
+    """Of a payment whose answer is still on its way. In the other order each would wait for the other until the database
+    ends one of them, a second later, and all who wait behind them would as well."""
+    payout.bank.add_fault("late", profile=payout.profile, path="/initiate_payment", seconds=8)
+    world.run("funds", **payout.env)
+    payout.publish_all()
+    world.until(payout.ledger)
+    with holding(payout, "pg_advisory_xact_lock_shared", cancel=False) as cursor:
+        cursor.execute("SELECT 1 FROM funds.work WHERE kind = 'dispatch' FOR UPDATE")
+        assert cursor.rowcount == 1
+        deliver_statements(payout)
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        world.until(lambda: world.sql(None, waiting), what="the statement's waiting")
+        cursor.execute("SELECT 1 FROM funds.instructions FOR NO KEY UPDATE NOWAIT")
+    reach(payout, confirmed=PEOPLE)
+    assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
