@@ -1,6 +1,6 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-goods bench bench-replicas check types fast test mutants docs transcript golden locks
+.PHONY: help setup demo demo-goods bench bench-replicas check types unit rules test mutants docs transcript golden locks
 N ?= 100000
 KIND ?= cash
 
@@ -29,13 +29,16 @@ check: setup ## Style, types, import rules, fast tests (generated files among th
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/lint-imports --no-logo
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit rules
 
 types: setup
 	$(run) mypy
 
-fast: setup
-	$(run) pytest -q tests/unit tests/contract tests/architecture
+unit: setup
+	$(run) pytest -q tests/unit
+
+rules: setup
+	$(run) pytest -q tests/contract tests/architecture
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
 	$(run) pytest tests -n 4 --dist loadgroup

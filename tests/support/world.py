@@ -138,7 +138,10 @@ class World:
         self.topics(topic)
         consumer = self.kafka.consumer
         wanted = set(types)
-        partitions = consumer.list_topics(self.prefix + topic, timeout=10).topics[self.prefix + topic].partitions
+        # A busy broker makes a topic before it knows of its partitions.
+        partitions = self.until(
+            lambda: consumer.list_topics(self.prefix + topic, timeout=10).topics[self.prefix + topic].partitions
+        )
         consumer.assign([TopicPartition(self.prefix + topic, number, OFFSET_BEGINNING) for number in partitions])
         found: list[RawMessage] = []
         at_end: set[int | None] = set()
