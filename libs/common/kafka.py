@@ -49,10 +49,11 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
-        # Bounds what is prefetched, in bytes: one event may be hundreds of kilobytes.
-        "queued.max.messages.kbytes": 8_192,
+        # Bounds what is prefetched, in bytes: one event may be hundreds of kilobytes, and what is fetched is compressed.
+        "queued.max.messages.kbytes": 2_048,
         "fetch.queue.backoff.ms": 20,
-        "max.partition.fetch.bytes": 2_000_000,
+        "fetch.max.bytes": 1_000_000,
+        "max.partition.fetch.bytes": 1_000_000,
         "fetch.wait.max.ms": 500,
         **connection(),
         **overrides,

@@ -552,14 +552,22 @@ async def _answer(
 ) -> httpx.Response | None:
     """An answer that memory can hold; None for one that is too long, or could grow: a small compressed one may hide gigabytes."""
     async with client.stream("POST", url, content=body, headers=headers, extensions={"trace": trace}) as response:
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        content = await _content(response)
+    # A response and its stream hold each other, and with them the request and its body: half a megabyte a call, which would
+    # stay until the collector looks at the oldest objects, a hundred calls later.
+    response.stream = httpx.ByteStream(b"")
+    return None if content is None else httpx.Response(response.status_code, headers=response.headers, content=content)
+
+
+async def _content(response: httpx.Response) -> bytes | None:
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return None
+    content = bytearray()
+    async for piece in response.aiter_raw():
+        content += piece
+        if len(content) > ANSWER_BYTES:
             return None
-        content = bytearray()
-        async for piece in response.aiter_raw():
-            content += piece
-            if len(content) > ANSWER_BYTES:
-                return None
-    return httpx.Response(response.status_code, headers=response.headers, content=bytes(content))
+    return bytes(content)
 
 
 def asked_to_wait_seconds(response: httpx.Response) -> float:

@@ -2,6 +2,7 @@
 knows, and it never says more than the answer proves. Nothing is raised; an endless answer ends, and costs little memory."""
 
 import asyncio
+import gc
 import gzip
 import json
 import time
@@ -429,6 +430,29 @@ def test_an_answer_without_an_end_costs_little_memory(loop: asyncio.Runner, kind
     assert isinstance(answer, MaybeDone)
     assert answer.code in ("ANSWER_UNREADABLE", "NO_ANSWER")
     assert peak_bytes < 40_000_000  # the answer, the buffers of both sides, and what else the loop does
+
+
+@pytest.mark.parametrize("answer", [http(200, b"{}"), http(200, b"", ("Content-Encoding", "gzip"))], ids=["read", "unread"])
+def test_what_was_sent_is_forgotten_with_the_answer(loop: asyncio.Runner, answer: bytes) -> None:
+    """Not only when the collector of cycles comes by: lists of payments are long, and by then there are a hundred."""
+
+    async def kept_bytes() -> int:
+        async with RawServer(lambda _: iter((answer,))) as server, http_client(Limits(), read=False) as client:
+            await post(client, claim(), server.url, _MEGABYTE)
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(5):
+                await post(client, claim(), server.url, b"%d" % time.monotonic_ns() + _MEGABYTE)
+            server.requests.clear()
+            return tracemalloc.get_traced_memory()[0] - before
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        assert loop.run(kept_bytes()) < 1_000_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_a_slow_drip_ends_with_the_time_out(loop: asyncio.Runner) -> None:
