@@ -13,7 +13,8 @@ What the loop does with what is raised, tested line by line:
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -23,7 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from libs.common import crash, deadletters, inbox, metrics
 from libs.common.clock import Clock, utc_now
 from libs.common.contracts.base import EventData
-from libs.common.db import Database, Tx
+from libs.common.db import Database, Tx, is_transient
 from libs.common.envelope import Event, RawMessage, attributes, decode
 from libs.common.errors import Fatal, Malformed, Transient
 from libs.common.log import get
@@ -142,8 +143,9 @@ class Fold:
         for topic, of_topic in groupby(ordered, key=lambda message: message.topic):
             door = self._routes.doors.get(topic)
             if door is not None:
-                with metrics.timed(metrics.HANDLER, type=topic):
-                    door(tx, list(of_topic))
+                knocking = list(of_topic)
+                with _counted(topic, len(knocking)):
+                    door(tx, knocking)
                 continue
             events = [event for message in of_topic if (event := self._decode(message)) is not None]
             now = self._clock()
@@ -153,9 +155,8 @@ class Fold:
             metrics.HANDLED.labels("any", "repeated").inc(len(events) - len(fresh))
             for kind, run in groupby(fresh, key=lambda event: type(event.data)):
                 batch = list(run)
-                with metrics.timed(metrics.HANDLER, type=kind.TYPE):
+                with _counted(kind.TYPE, len(batch)):
                     self._routes.handlers[topic, kind](tx, batch)
-                metrics.HANDLED.labels(kind.TYPE, "handled").inc(len(batch))
                 for event in batch:
                     if event.time is not None:
                         metrics.EVENT_AGE.labels(kind.TYPE).observe(max(0.0, (now - event.time).total_seconds()))
@@ -198,6 +199,24 @@ class Fold:
             why=f"{self.limits.breaker} dead letters in a row: find out what its publisher does, then resume",
         )
         _log.error("breaker open: consumption is paused", dead_letters=self.limits.breaker)
+
+
+@contextmanager
+def _counted(kind: str, events: int) -> Iterator[None]:
+    """How long a handler took, and what came of it; whether the transaction lasts is not known yet."""
+    outcome = "failed"
+    try:
+        with metrics.timed(metrics.HANDLER, type=kind):
+            yield
+        outcome = "handled"
+    except Malformed:
+        outcome = "malformed"
+        raise
+    except Exception as error:
+        outcome = "transient" if isinstance(error, Transient) or is_transient(error) else "failed"
+        raise
+    finally:
+        metrics.HANDLED.labels(kind, outcome).inc(events)
 
 
 class Loop:

@@ -13,7 +13,7 @@ LAG = Gauge("kafka_consumergroup_lag", "Messages not yet consumed", ["consumergr
 OFFSET = Gauge("kafka_consumergroup_current_offset", "Next offset to consume", ["consumergroup", "topic", "partition"])
 PARTITIONS = Gauge("almoner_partitions_assigned", "Partitions this replica consumes", ["consumergroup", "topic"])
 EVENT_AGE = Histogram("almoner_event_age_seconds", "Age of an event when handled", ["type"], buckets=_SECONDS)
-HANDLED = Counter("almoner_events_handled_total", "Events handled", ["type", "outcome"])
+HANDLED = Counter("almoner_events_handled_total", "Events given to a handler, by what came of it", ["type", "outcome"])
 HANDLER = Histogram("almoner_handler_seconds", "Duration of a handler's call with a set of events", ["type"], buckets=_SECONDS)
 CALLS = Counter("almoner_calls_total", "Outside calls", ["kind", "outcome"])
 CALL = Histogram("almoner_call_seconds", "Duration of outside calls", ["kind"], buckets=_SECONDS)

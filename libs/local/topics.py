@@ -1,5 +1,6 @@
 """Make the registry's topics on a broker; brokers here create none by themselves."""
 
+import os
 from collections.abc import Collection, Iterable
 
 from confluent_kafka import KafkaError, KafkaException
@@ -7,6 +8,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from libs.common.contracts.registry import TOPICS, Topic
+from libs.common.kafka import PREFIX, connection
 
 LIMIT_SECONDS = 30
 
@@ -18,7 +20,8 @@ def ensure_topics(
 
     `partitions` replaces the registry's numbers. Raises KafkaException where the broker refuses."""
     wanted = [topic for topic in TOPICS if names is None or topic.name in names]
-    return create(AdminClient({"bootstrap.servers": bootstrap}), wanted, prefix, partitions)
+    admin = AdminClient(connection({**os.environ, f"{PREFIX}BOOTSTRAP_SERVERS": bootstrap}))
+    return create(admin, wanted, prefix, partitions)
 
 
 def create(admin: AdminClient, topics: Iterable[Topic], prefix: str = "", partitions: int | None = None) -> list[str]:

@@ -120,7 +120,7 @@ class Reference:
                 listings[found.kind, found.id] = place
             else:
                 refused.append(_rejected(message, found))
-            metrics.HANDLED.labels(message.topic, "handled" if isinstance(found, Listing) else "refused").inc()
+                metrics.HANDLED.labels(message.topic, "refused").inc()
         if listings and store.put_places(tx, "topic", list(listings.values())):
             last = messages[-1]
             self._refit_later(tx, "topic", Cause(f"{last.topic}/{last.partition}/{last.offset}"))

@@ -21,6 +21,8 @@ from libs.local.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Addresses, owned
 from libs.local.supervisor import ROOT
 
 _ROOM_BYTES = 6 * 2**30
+# As the embedded one: tests count statements, and start services by the hundred.
+_SERVER_SETTINGS = ("max_connections", "shared_preload_libraries", "pg_stat_statements.max")
 
 
 @contextmanager
@@ -61,7 +63,8 @@ def _containers() -> Iterator[Addresses]:
         broker.with_env(name, value)
     with ExitStack() as stack:
         stack.enter_context(broker)
-        database = stack.enter_context(PostgresContainer("postgres:18", driver="psycopg2"))
+        server = " ".join(["postgres", *(f"-c {name}={postgres.SETTINGS[name]}" for name in _SERVER_SETTINGS)])
+        database = stack.enter_context(PostgresContainer("postgres:18", driver="psycopg2").with_command(server))
         yield Addresses(broker.get_bootstrap_server(), database.get_connection_url())
 
 

@@ -1,5 +1,6 @@
 """One test's world: its own database and topics on the session's broker, and the processes it starts."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -11,9 +12,11 @@ import sqlalchemy
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from libs.common import kafka
 from libs.common.contracts.base import EventData
 from libs.common.contracts.registry import TOPIC_BY_NAME, Topic
 from libs.common.envelope import Event, RawMessage, attributes, decode, headers_for
+from libs.local.stack import KAFKA_VARIABLE
 from libs.local.supervisor import ROOT
 from libs.local.topics import create
 from tests.support.process import Process
@@ -31,10 +34,8 @@ class Kafka:
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
-        common: dict[str, str | int | float | bool] = {
-            "bootstrap.servers": bootstrap,
-            "log_level": 0,
-        }  # the broker ends before its clients: no news
+        environ = {**os.environ, KAFKA_VARIABLE: bootstrap}
+        common = {**kafka.connection(environ), "log_level": 0}  # the broker ends before its clients: no news
         self.admin = AdminClient(common)
         self.producer = Producer(
             {

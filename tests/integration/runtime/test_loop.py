@@ -143,6 +143,22 @@ def test_transient_waits_unready_and_takes_the_same_messages_again(world: World)
     assert process.alive
 
 
+def test_what_the_database_takes_when_asked_again_is_no_bug(world: World) -> None:
+    """Serialization failure, deadlock, no room for another connection, lock time-out."""
+    process = world.run("probe")
+    for number, state in enumerate(("40001", "40P01", "53300", "55P03")):
+        world.publish(IN, Note(number=number, behave=state), "k")
+        world.until(lambda number=number: process.metric("almoner_events_handled_total", outcome="transient") > number)
+        world.until(lambda: not process.ready())
+        world.sql("probe", "INSERT INTO mended DEFAULT VALUES")
+        world.until(lambda number=number: number in noted(world))
+        world.sql("probe", "DELETE FROM mended")
+    assert process.metric("almoner_events_handled_total", type=Note.TYPE, outcome="handled") == 4
+    assert letters(world) == []
+    assert world.sql("probe", "SELECT 1 FROM failures") == []
+    assert process.alive
+
+
 def test_partitions_that_change_hands_during_an_outage_lose_nothing(world: World) -> None:
     replicas = [world.run("probe", ALMONER_PROBE_CONSUME_MAX_MESSAGES="5") for _ in range(2)]
     for replica in replicas:

@@ -8,11 +8,12 @@ from libs.common.contracts.registry import Topic
 
 
 class Note(EventData):
-    """Write it down and say so. `behave` makes the handler fail until the table `mended` has a row."""
+    """Write it down and say so. `behave` makes the handler fail until the table `mended` has a row; five characters: with this
+    SQLSTATE."""
 
     TYPE = "almoner.probe.Note.v1"
     number: int
-    behave: Literal["", "malformed", "bug"] = ""
+    behave: Literal["", "malformed", "bug", "40001", "40P01", "53300", "55P03"] = ""
 
 
 class Ask(EventData):

@@ -58,6 +58,8 @@ def on_note(tx: Tx, events: Sequence[Event[Note]]) -> None:
             raise Malformed("NOT_LIKED", "the handler does not like it", "/behave")
         if event.data.behave == "bug":
             raise RuntimeError("a bug with content that belongs in no log")
+        if event.data.behave:
+            tx.run(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{event.data.behave}'; END $$")
 
 
 def on_ask(tx: Tx, events: Sequence[Event[Ask]]) -> None:
