@@ -367,6 +367,24 @@ async def _bad_request(request: Request, fault: Exception) -> Response:
     return json_response({"error": str(fault)}, 400)
 
 
+def _nowhere(store: Store) -> Route:
+    """What this side does not know is logged as well: a caller that asks for it is mistaken about its counterpart."""
+
+    async def endpoint(request: Request) -> Response:
+        headers, body = request.headers, await request.body()
+        call = Call("", request.url.path, headers.get("idempotency-key"), headers.get("x-request-id"), body)
+        call.body_sha256 = hashlib.sha256(body).hexdigest()
+
+        def log(db: sqlite3.Connection) -> None:
+            number = _log(db, call, 0, None)
+            db.execute("UPDATE requests SET outcome = 'no such path', status_code = 404 WHERE id = ?", (number,))
+
+        await store.write(log)
+        return json_response({"error": "no such path"}, 404)
+
+    return Route("/{path:path}", endpoint, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+
+
 def application(
     store: Store, routes: list[BaseRoute], background: Callable[[], AbstractAsyncContextManager[None]] | None = None
 ) -> Starlette:
@@ -384,7 +402,7 @@ def application(
             store.close()
 
     handlers = {ValidationError: _bad_request, ValueError: _bad_request}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Starlette(routes=[*routes, _nowhere(store)], lifespan=lifespan, exception_handlers=handlers)
 
 
 def main(name: str, build: Callable[[Path], Starlette]) -> None:

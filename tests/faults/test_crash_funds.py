@@ -233,6 +233,7 @@ class Crash:
         assert (block["amount_minor"], block["released_minor"], block["used_minor"]) == (total, held, total - held)
         assert not self.world.sql("funds", "SELECT 1 FROM dead_letters")
         assert not self.world.sql("funds", "SELECT 1 FROM exceptions")
+        assert not [request for request in self.bank.requests() if request["outcome"] == "no such path"]
         if self.case.profile == "example":
             self._check_nothing_was_sent_twice()
 
@@ -259,10 +260,11 @@ class Crash:
         reconciled = self._distinct(STATEMENTS, funds.StatementReconciled)
         assert sum(one.confirmed for one in reconciled) == len(paid)
         unknown_items = self._items(funds.PaymentsUnknown)
-        assert (
-            bool(unknown_items) == (self.case.leaves_unknown and self.case.work == "dispatch")
-            or self.case.point == "call.after_settle"
-        )
+        lists_under_way = (
+            self.case.profile == "example" and self.case.work == "dispatch"
+        )  # the other list, when the process died
+        if not (lists_under_way and self.case.point == "call.after_settle"):
+            assert bool(unknown_items) == (self.case.leaves_unknown and self.case.work == "dispatch")
 
     def _distinct(self, topic: str, model: type[EventData]) -> list[Any]:
         found: dict[str, Any] = {}

@@ -167,6 +167,12 @@ def test_a_body_that_is_no_request_is_422_and_changes_nothing(
     assert [row["outcome"] for row in bank.requests()][-4:] == ["malformed"] * 4
 
 
+def test_a_verb_that_a_bank_does_not_have_is_logged(bank: BankAdmin, wire: Callable[[Profile], Wire]) -> None:
+    assert wire("example").post("/release_funds", {}, "key").status_code == 404
+    [logged] = bank.requests()
+    assert (logged["path"], logged["outcome"], logged["idempotency_key"]) == ("/example/release_funds", "no such path", "key")
+
+
 # The example profile
 
 
