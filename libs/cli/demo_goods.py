@@ -1,7 +1,7 @@
 """`almoner demo-goods`: rice for 10,000 people, and cash for them through agencies, on a stack of its own.
 
 One small zone has no agency and seven people are not in the registry; both are mended, and in the end nobody is held. Judged by
-the bank's own ledger, by the books in kilograms and in money, and by what the provider of notices says it was given.
+the bank's own ledger, by the books in kilograms and in money, and by what Novu and the mail server say they were given.
 """
 
 import json
@@ -19,7 +19,7 @@ from libs.cli.context import CliError, Views, find_envelope
 from libs.cli.demo import PROFILE, STEP_SECONDS, almoner, captured, environment, heading
 from libs.cli.watch import at_rest, stages
 from libs.local import services
-from libs.local.client import BankAdmin
+from libs.local.client import BankAdmin, MailAdmin, NovuAdmin
 from libs.local.reference import Reference
 from libs.local.stack import Stack, StackError, owned
 
@@ -45,6 +45,8 @@ def main(people: int) -> None:
 def play(stack: Stack, people: int) -> dict[str, Any]:
     with (
         BankAdmin(stack.addresses.bank_url) as bank,
+        NovuAdmin(stack.addresses.novu_url) as novu,
+        MailAdmin(stack.addresses.mail_url) as mail,
         Views() as views,
         tempfile.TemporaryDirectory(prefix="almoner-sample-") as folder,
     ):
@@ -53,7 +55,9 @@ def play(stack: Stack, people: int) -> dict[str, Any]:
         scene.submit()
         scene.look_around()
         scene.mend()
-        return scene.judge()
+        delivered = Counter(row["transaction_id"] for row in novu.triggered())
+        delivered.update(row["message_id"].strip("<>").partition("@")[0] for row in mail.mails())
+        return scene.judge(delivered)
 
 
 class Scene:
@@ -92,8 +96,9 @@ class Scene:
         self.until("all but the held are paid", CASH, lambda row: at_rest(row) and row.confirmed == self.count - row.held)
 
     def look_around(self) -> None:
-        heading("Who serves whom")
-        shortened("zones", RICE)
+        heading("Who serves whom, zone by zone")
+        almoner("zones", RICE)
+        almoner("zones", CASH)
         heading("What the agencies hand out")
         shortened("allocations", CASH)
         heading("Where is everything? In kilograms and in money")
@@ -123,9 +128,10 @@ class Scene:
         almoner("status")
         almoner("notices", "--limit", "3")
 
-    def judge(self) -> dict[str, Any]:
-        heading("Compared with the bank's own ledger, agency by agency")
-        faults = self.compare()
+    def judge(self, delivered: Counter[str]) -> dict[str, Any]:
+        """`delivered`: how often Novu and the mail server have each notice, by its id."""
+        heading("Compared with the bank's own ledger, agency by agency, and with what Novu and the mail server were given")
+        faults = self.compare() + self.compare_notices(delivered)
         for fault in faults[:20]:
             print(f"  {fault}")
         proof = json.loads(captured("books", "-o", "json"))
@@ -156,7 +162,8 @@ class Scene:
             print(json.dumps(result), file=sys.stderr)
             raise CliError("the demo did not end as it should: " + "; ".join(broken))
         print(
-            f"  {payments.n:,} payments to {len(sample.agencies())} agencies agree, each once; each of the people was told of both"
+            f"  {payments.n:,} payments to {len(sample.agencies())} agencies agree, each once; {len(delivered):,} notices were given"
+            " to Novu and the mail server, each once, and each of the people was told of both"
         )
         return result
 
@@ -183,6 +190,17 @@ class Scene:
         if named != len(references):
             faults.append(f"{named} agency payments are known, the bank has {len(references)}")
         return faults
+
+    def compare_notices(self, delivered: Counter[str]) -> list[str]:
+        """What the two who deliver have otherwise than we say: each notice once, and none that we do not know to be sent."""
+        states = {
+            str(row.notice_id): row.state for row in self.views.rows("SELECT notice_id, state FROM notifications.ops_notices")
+        }
+        return [
+            f"notice {one} is {states.get(one, 'unknown to us')} and was delivered {delivered[one]} times"
+            for one in sorted(states.keys() | delivered.keys())
+            if (states.get(one), delivered[one]) != ("SENT", 1)
+        ]
 
     def row(self, name: str) -> Any:
         return stages(self.views, find_envelope(self.views, name).envelope_id)[0]
