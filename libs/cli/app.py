@@ -153,7 +153,7 @@ def demo(
 
 @app.command(epilog=examples("bench 100000", "bench 100000 --kind goods", "bench 4000 --replicas"))
 def bench(
-    disbursements: Annotated[int, typer.Argument(metavar="N", min=1000, max=10_000_000)] = 100_000,
+    disbursements: Annotated[int, typer.Argument(metavar="N", min=100, max=10_000_000)] = 100_000,
     replicas: Annotated[bool, typer.Option("--replicas", help="two replicas against one, with slow simulators")] = False,
     kind: Annotated[
         BenchKind, typer.Option(help="cash: until the last confirmation; goods: until all are allocated")

@@ -71,6 +71,8 @@ COUNTERPARTS = (
         (
             *(f"ALMONER_{stage}_CLAIM_MAX_CALLS" for _, _, stage in _STAGES.values()),
             "ALMONER_INGESTION_JOBS_MAX_SUBJECTS",
+            "ALMONER_ALLOCATION_MAX_CHUNK_BATCHES",
+            *(f"ALMONER_NOTIFICATIONS_{channel}_CLAIM_MAX_CALLS" for channel in _CHANNELS),
         ),
         "a limit of one claim, not of an hour: the next claim follows at once. How many calls go on at a time is "
         "`…_CONCURRENCY`",
@@ -78,10 +80,14 @@ COUNTERPARTS = (
     Counterpart(
         "task_stale_threshold_minutes",
         "60 min",
-        tuple(f"ALMONER_{stage}_LEASE_SECONDS" for _, _, stage in _STAGES.values()),
+        (
+            *(f"ALMONER_{stage}_LEASE_SECONDS" for _, _, stage in _STAGES.values()),
+            "ALMONER_ALLOCATION_REFERENCE_LEASE_SECONDS",
+            *(f"ALMONER_NOTIFICATIONS_{channel}_LEASE_SECONDS" for channel in _CHANNELS),
+        ),
         "seconds, by the database's clock. What a claim that ran out may have done counts as possible: it is asked for by "
-        "its key, or stays unknown, and is never just sent again. Reading statements holds no lease: its transaction ends "
-        "with its process",
+        "its key, or stays unknown, and is never just sent again. Reading statements and choosing places hold no lease: their "
+        "transactions end with their process",
     ),
     Counterpart(
         "process_future_disbursement_schedules",

@@ -76,6 +76,13 @@ def test_every_parameter_of_the_page_has_its_counterpart_and_that_exists(service
     assert [one.page for one in COUNTERPARTS if not one.variables and not one.difference] == []
 
 
+@pytest.mark.parametrize("page", ["no_of_tasks_to_process", "task_stale_threshold_minutes"])
+def test_what_the_page_sets_for_all_tasks_has_a_counterpart_for_each(page: str) -> None:
+    tasks = "RESOLUTION_RESOLVE FUNDS_CHECK FUNDS_BLOCK FUNDS_DISPATCH RESOLUTION_LOCATE ALLOCATION NOTIFICATIONS".split()
+    [variables] = [one.variables for one in COUNTERPARTS if one.page == page]
+    assert [task for task in tasks if not any(name.startswith(f"ALMONER_{task}_") for name in variables)] == []
+
+
 def test_whatever_concerns_the_bank_is_tried_as_often_as_on_the_page(services: dict[str, dict[str, Any]]) -> None:
     defaults = {one["variable"]: one["default"] for service in services.values() for one in service["settings"]}
     of_the_bank = "check_funds_with_bank block_funds_with_bank disburse_funds_with_bank mt940_processor".split()
