@@ -26,15 +26,11 @@ from libs.cli.context import (
 from libs.cli.send import Answers, Publisher, send_command
 from libs.common.contracts import operator
 from libs.common.contracts.base import CHUNK_ITEMS
-from libs.common.contracts.ingestion import (
-    DisbursementsCancellationRequested,
-    EnvelopeAmendmentRequested,
-    EnvelopeCancellationRequested,
-    SubmissionRejected,
-)
+from libs.common.contracts.ingestion import EnvelopeAmendmentRequested, SubmissionRejected
 from libs.common.money import MoneyError
 
 ANSWER_SECONDS = 60.0
+INGESTION = "ingestion.commands.v1"
 
 
 def retry_held(envelope: str | None, who: str, why: str, dry_run: bool, yes: bool) -> None:
@@ -208,7 +204,7 @@ def settle(ids: list[int], evidence: str, who: str | None, why: str, yes: bool) 
     print(f"{plural(touched, 'exception')} closed; no money was moved by that")
 
 
-def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
+def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, yes: bool) -> None:
     """Ask, in the publisher's name, that an envelope or single disbursements be cancelled; wait for funds' answer."""
     with Views() as views:
         envelope = find_envelope(views, name)
@@ -216,18 +212,18 @@ def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
     unpaid = f"whatever is unpaid of {plural(envelope.received, 'disbursement')}"
     confirm(f"Cancel {plural(len(chosen), 'disbursement') if chosen else unpaid} of envelope {name}?", yes)
     answers = Answers()
-    publisher = Publisher(envelope.source)
+    publisher = Publisher()
     publisher_id = envelope.publisher_envelope_id
-    ids: set[str] = set()
-    if chosen:
-        for start in range(0, len(chosen), CHUNK_ITEMS):
-            some = DisbursementsCancellationRequested(
-                envelope_id=publisher_id, disbursement_ids=chosen[start : start + CHUNK_ITEMS], reason=why
-            )
-            ids.add(publisher.submit("ingestion.inbox-disbursements.v1", f"{publisher_id}/cancel", some))
-    else:
-        whole = EnvelopeCancellationRequested(envelope_id=publisher_id, reason=why)
-        ids.add(publisher.submit("ingestion.inbox-envelopes.v1", publisher_id, whole))
+    ids = {
+        publisher.command(
+            INGESTION,
+            publisher_id,
+            operator.CancelForPublisher(
+                who=who_am_i(who), why=why, source=envelope.source, envelope_id=publisher_id, disbursement_ids=some
+            ),
+        )
+        for some in ([chosen[at : at + CHUNK_ITEMS] for at in range(0, len(chosen), CHUNK_ITEMS)] or [[]])
+    }
     publisher.flush()
     rejected, left = [], 0
     taken = ("parked", "accepted")  # funds decides, and ingestion answers again
@@ -255,7 +251,14 @@ def cancel(name: str, disbursement_ids: list[str], why: str, yes: bool) -> None:
 
 
 def amend(
-    name: str, people: int | None, disbursements: int | None, total: str | None, day: date | None, why: str, yes: bool
+    name: str,
+    people: int | None,
+    disbursements: int | None,
+    total: str | None,
+    day: date | None,
+    who: str | None,
+    why: str,
+    yes: bool,
 ) -> None:
     """Declare, in the publisher's name, something else of an envelope; wait for ingestion's answer. None stays as it is."""
     with Views() as views:
@@ -289,9 +292,9 @@ def amend(
     print(f"{name}: {there} of {quantity(envelope.received_minor, unit)} received; declared will be", *changes, sep="\n")
     confirm(f"Amend envelope {name}?", yes)
     answers = Answers()
-    publisher = Publisher(envelope.source)
-    # An id of its own, not of its content: to declare again what was declared before is another amendment.
-    ids = {publisher.command("ingestion.inbox-envelopes.v1", request.envelope_id, request)}
+    publisher = Publisher()
+    command = operator.AmendForPublisher(who=who_am_i(who), why=why, source=envelope.source, amendment=request)
+    ids = {publisher.command(INGESTION, request.envelope_id, command)}
     publisher.flush()
     for event in answers.to(ids, ANSWER_SECONDS):
         if isinstance(event.data, SubmissionRejected):

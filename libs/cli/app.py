@@ -244,6 +244,7 @@ def submit(
     source: Annotated[str, typer.Option(help="who publishes; ids are unique within it")] = "almoner/cli",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen, submit nothing")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="don't wait for the answers")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="then show progress, as `watch` does")] = False,
     yes: Yes = False,
     output: Out = Output.text,
 ) -> None:
@@ -262,7 +263,13 @@ def submit(
         fields |= {"measurement_unit": unit, "unit_scale": unit_scale}
     given = {"envelope_id": envelope_id, "currency": currency, "time_zone": time_zone}
     fields |= {name: value for name, value in given.items() if value}
-    run(file, fields, source, dry_run, not no_wait, yes, output is Output.json)
+    if follow and (dry_run or no_wait):
+        raise Usage("--watch needs what is submitted and answered: leave --dry-run and --no-wait away")
+    name = run(file, fields, source, dry_run, not no_wait, yes, output is Output.json)
+    if follow:
+        from libs.cli.watch import watch
+
+        watch(name, False, output is Output.json)
 
 
 def _envelope_file(path: Path | None) -> dict[str, Any]:
@@ -599,12 +606,13 @@ def cancel(
     envelope: EnvelopeName,
     disbursement: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
     why: Why = "cancelled by an operator",
+    who: Who = None,
     yes: Yes = False,
 ) -> None:
     """Cancel what is unpaid of an envelope, or single disbursements."""
     from libs.cli.act import cancel as run
 
-    run(envelope, disbursement or [], why, yes)
+    run(envelope, disbursement or [], who, why, yes)
 
 
 @app.command(
@@ -620,6 +628,7 @@ def amend(
     total: Annotated[str | None, typer.Option(help="in major units, such as 1250.50")] = None,
     schedule_date: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="not paid before")] = None,
     why: Why = "amended by an operator",
+    who: Who = None,
     yes: Yes = False,
 ) -> None:
     """Declare other counts, another total or date of an envelope, before all of it has come and before its date."""
@@ -627,7 +636,7 @@ def amend(
 
     if not (disbursements or people or total or schedule_date):
         raise Usage("say what changes: --disbursements, --people, --total or --schedule-date")
-    run(envelope, people, disbursements, total, schedule_date.date() if schedule_date else None, why, yes)
+    run(envelope, people, disbursements, total, schedule_date.date() if schedule_date else None, who, why, yes)
 
 
 @app.command(epilog=examples('pause funds dispatch --why "the bank has called" --yes', "pause resolution consume"))

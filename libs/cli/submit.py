@@ -30,8 +30,9 @@ class Outcome:
     unanswered: int = 0
 
 
-def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait: bool, yes: bool, as_json: bool) -> None:
-    """`fields` are the envelope's own, from options or a file; the first line of JSON Lines adds what they leave out."""
+def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait: bool, yes: bool, as_json: bool) -> str:
+    """`fields` are the envelope's own, from options or a file; the first line of JSON Lines adds what they leave out. Returns our id
+    of the envelope."""
     if not path.is_file():
         raise Usage(f"there is no file {path}")
     today = {"schedule_date": utc_now().date().isoformat()}
@@ -65,7 +66,7 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
             print_json(report)
         else:
             print("Nothing was submitted (--dry-run).")
-        return
+        return str(report["id"])
     confirm(f"Submit {plural(summary.count, 'disbursement')} of {quantity(summary.total_minor, unit)} together?", yes)
     answers = Answers() if wait else None
     publisher = Publisher(source)
@@ -74,6 +75,7 @@ def submit(path: Path, fields: dict[str, Any], source: str, dry_run: bool, wait:
     report["first_delivered_at"] = publisher.first_delivered_at
     outcome = collect(answers, ids) if answers else None
     finish(report, outcome, len(ids), as_json)
+    return str(report["id"])
 
 
 def declared(envelope: sheet.EnvelopeFile, summary: sheet.Summary) -> EnvelopeSubmitted:

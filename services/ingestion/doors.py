@@ -15,10 +15,11 @@ from pydantic_core import to_json
 
 from libs.common.clock import Clock
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.base import EnvelopeHeader, Mnemonic
+from libs.common.contracts import operator as o
+from libs.common.contracts.base import EnvelopeHeader, EventData, Mnemonic
 from libs.common.contracts.registry import TOPIC_BY_NAME
 from libs.common.db import Tx, lock_key
-from libs.common.envelope import Cause, RawMessage
+from libs.common.envelope import Cause, Event, RawMessage, cause_of, headers_for
 from libs.common.jobs import make_due
 from libs.common.log import get
 from libs.common.outbox import Outbox, Outgoing, outgoing
@@ -31,6 +32,7 @@ from services.ingestion.reading import Reader, Submission
 from services.ingestion.statements import Incoming, Statements
 
 SERVICE = "ingestion"
+INBOX_ENVELOPES, INBOX_DISBURSEMENTS = "ingestion.inbox-envelopes.v1", "ingestion.inbox-disbursements.v1"
 _KINDS: Mapping[type, str] = {
     c.DisbursementsAdded: "disbursements",
     c.DisbursementsCancellationRequested: "cancel_disbursements",
@@ -85,6 +87,31 @@ class Doors:
         store.decide(tx, decided)
         out += self._answer_again(tx, again, known)
         self._outbox.append(tx, out)
+
+    def ask_for_publisher(self, tx: Tx, event: Event[Any]) -> int:
+        """An operator's word in a publisher's name takes the way the publisher's own would."""
+        command: o.CancelForPublisher | o.AmendForPublisher = event.data
+        request: EventData
+        if isinstance(command, o.AmendForPublisher):
+            topic, request = INBOX_ENVELOPES, command.amendment
+        elif command.disbursement_ids:
+            topic, request = (
+                INBOX_DISBURSEMENTS,
+                c.DisbursementsCancellationRequested(
+                    envelope_id=command.envelope_id, disbursement_ids=command.disbursement_ids, reason=command.why
+                ),
+            )
+        else:
+            topic, request = (
+                INBOX_ENVELOPES,
+                c.EnvelopeCancellationRequested(envelope_id=command.envelope_id, reason=command.why),
+            )
+        headers = headers_for(
+            type(request), event_id=event.id, source=command.source, time=event.time or self._clock(), cause=cause_of(event)
+        )
+        told = tuple((name, text.encode()) for name, text in headers.items())
+        self.receive(tx, [replace(event.raw, topic=topic, value=request.model_dump_json().encode(), headers=told)])
+        return 1
 
     def _answer_again(self, tx: Tx, again: Sequence[Submission], known: Mapping[UUID, store.Envelope]) -> list[Outgoing]:
         if not again:

@@ -3,9 +3,10 @@
 from typing import cast
 
 from libs.common.clock import utc_now
+from libs.common.commands import audited
 from libs.common.config import ServiceSettings
 from libs.common.consumer import Routes
-from libs.common.contracts import allocation, funds, scheduler
+from libs.common.contracts import allocation, funds, operator, scheduler
 from libs.common.db import Database
 from libs.common.jobs import Job
 from libs.common.outbox import Outbox
@@ -14,7 +15,7 @@ from libs.common.service import Parts
 from services.ingestion.adapters.http import statement_route
 from services.ingestion.config import Settings
 from services.ingestion.cutting import CUT, EXPIRE_PARKED, Cutting
-from services.ingestion.doors import Doors
+from services.ingestion.doors import INBOX_DISBURSEMENTS, INBOX_ENVELOPES, Doors
 from services.ingestion.handlers import Handlers
 from services.ingestion.statements import READ_STATEMENT, Statements
 
@@ -40,10 +41,12 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 ("allocation.envelopes.v1", allocation.GoodsCancelled): handlers.on_goods_cancelled,
                 ("allocation.envelopes.v1", allocation.EnvelopeAllocated): handlers.on_allocated,
                 ("scheduler.ticks.v1", scheduler.Tick): handlers.on_tick,
+                ("ingestion.commands.v1", operator.CancelForPublisher): audited(doors.ask_for_publisher),
+                ("ingestion.commands.v1", operator.AmendForPublisher): audited(doors.ask_for_publisher),
             },
             {
-                "ingestion.inbox-envelopes.v1": doors.receive,
-                "ingestion.inbox-disbursements.v1": doors.receive,
+                INBOX_ENVELOPES: doors.receive,
+                INBOX_DISBURSEMENTS: doors.receive,
                 "ingestion.inbox-statements.v1": doors.receive,
             },
         ),

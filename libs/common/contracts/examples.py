@@ -540,6 +540,24 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
         "reference": "BANK0000471",
         "evidence": "Letter of the bank of 25 November 2026, signed by the desk of bulk payments",
     },
+    operator.CancelForPublisher: {
+        **_command("The ministry asked by telephone; its own system is away"),
+        "source": SOURCE,
+        "envelope_id": _PUBLISHER_ENVELOPE_ID,
+        "disbursement_ids": [_CANCELLED["disbursement_id"]],
+    },
+    operator.AmendForPublisher: {
+        **_command("The ministry asked by letter"),
+        "source": SOURCE,
+        "amendment": {
+            "envelope_id": _PUBLISHER_ENVELOPE_ID,
+            "number_of_beneficiaries": 4,
+            "number_of_disbursements": 4,
+            "total_minor": _TOTAL,
+            "schedule_date": None,
+            "reason": "The ministry asked by letter",
+        },
+    },
     operator.RefreshReference: _command("A cooperative has opened in Jones"),
     operator.ReassignZone: {
         **_command("The other store was flooded", 1),

@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from libs.common.contracts.base import CHUNK_ITEMS, Count, EventData, PublisherId, Reason
+from libs.common.contracts.ingestion import EnvelopeAmendmentRequested
 
 
 class Command(EventData):
@@ -73,6 +74,28 @@ class FireTick(Command):
 
     TYPE = "almoner.operator.FireTick.v1"
     job: str
+
+
+class CancelForPublisher(Command):
+    """ingestion: cancel an envelope, or single disbursements of it, in its publisher's name. It goes through the publisher's own
+    door, with the command's id, and is answered there."""
+
+    TYPE = "almoner.operator.CancelForPublisher.v1"
+    source: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="the publisher, as its events say"
+    )
+    envelope_id: PublisherId
+    disbursement_ids: Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)] = Field(default=[], description="empty: all")
+
+
+class AmendForPublisher(Command):
+    """ingestion: declare something else of an envelope in its publisher's name; as CancelForPublisher."""
+
+    TYPE = "almoner.operator.AmendForPublisher.v1"
+    source: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="the publisher, as its events say"
+    )
+    amendment: EnvelopeAmendmentRequested
 
 
 class ResolveHeld(Command):

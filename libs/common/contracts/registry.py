@@ -207,7 +207,7 @@ TOPICS: tuple[Topic, ...] = (
         ("publishers",),
     ),
     Topic("scheduler.ticks.v1", "scheduler", "job", (scheduler.Tick,), ("ingestion", "funds", "allocation"), partitions=1),
-    _commands("ingestion", operator.RetryWork),
+    _commands("ingestion", operator.RetryWork, operator.CancelForPublisher, operator.AmendForPublisher),
     _commands("resolution", operator.RetryWork, operator.ResolveHeld),
     _commands(
         "funds",

@@ -9,6 +9,7 @@ from libs.cli.watch import CONSUMERS
 from libs.common.clock import utc_now
 from libs.common.contracts.base import Mnemonic
 from libs.common.contracts.ingestion import BenefitCode, Cycle, EnvelopeAmended, EnvelopeSubmitted
+from libs.common.contracts.operator import AmendForPublisher, CancelForPublisher
 from tests.integration.cli.conftest import CURRENCY, Almoner, Town
 
 
@@ -68,7 +69,10 @@ def test_cancelling_and_releasing(town: Town) -> None:
     assert any("dispatch is paused" in line for line in town.json("status")["attention"])
     ids = town.submit("E1", 20, strangers=1)
     town.world.until(lambda: town.json("status", "E1")["blocked_minor"], what="the block")
-    assert "1 disbursement cancelled" in town.almoner("cancel", "E1", "--disbursement", ids[0], "--yes")
+    said = town.almoner("cancel", "E1", "--disbursement", ids[0], "--who", "ann", "--why", "moved away", "--yes")
+    assert "1 disbursement cancelled" in said
+    [audit] = town.world.sql("ingestion", "SELECT who, why, action, affected FROM ops_audit")
+    assert audit == ("ann", "moved away", CancelForPublisher.TYPE, 1)
     town.almoner("resume", "funds", "dispatch", "--yes")
     town.world.until(lambda: town.json("status", "E1")["confirmed"] == 18, what="18 confirmations")
     assert "could not be cancelled" in town.run("cancel", "E1", "--disbursement", ids[1], "--yes", code=1).stderr
@@ -114,6 +118,7 @@ def test_amending_what_is_declared(alone: Almoner) -> None:
     [row] = alone.world.sql("ingestion", "SELECT * FROM ops_envelopes")
     assert (row.state, row.revision, row.schedule_date, row.declared_minor) == ("COMPLETED", 6, later, 1_030_217)
     facts = alone.world.events("ingestion.envelopes.v1", EnvelopeAmended, at_least=5)
+    assert len(alone.world.sql("ingestion", "SELECT 1 FROM ops_audit WHERE action = %(a)s", a=AmendForPublisher.TYPE)) == 6
     assert [(fact.data.declared_minor, fact.data.reason) for fact in facts] == [
         (1_900_000, "w"), (1_800_000, "w"), (1_900_000, "w"), (1_800_000, "w"), (1_030_217, "amended by an operator"),
     ]  # fmt: skip

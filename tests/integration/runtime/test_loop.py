@@ -1,6 +1,7 @@
 """The consumer loop's table, line by line, through real Kafka and PostgreSQL, with the probe as a real process."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,15 +144,25 @@ def test_transient_waits_unready_and_takes_the_same_messages_again(world: World)
     assert process.alive
 
 
+def _failed_more(process: Process, before: float) -> bool:
+    return process.metric("almoner_events_handled_total", outcome="transient") > before
+
+
+def _is_noted(world: World, number: int) -> bool:
+    return number in noted(world)
+
+
 def test_what_the_database_takes_when_asked_again_is_no_bug(world: World) -> None:
     """Serialization failure, deadlock, no room for another connection, lock time-out."""
     process = world.run("probe")
-    for number, state in enumerate(("40001", "40P01", "53300", "55P03")):
-        world.publish(IN, Note(number=number, behave=state), "k")
-        world.until(lambda number=number: process.metric("almoner_events_handled_total", outcome="transient") > number)
+    states = ("40001", "40P01", "53300", "55P03")
+    for done, state in enumerate(states):
+        before = process.metric("almoner_events_handled_total", outcome="transient")
+        world.publish(IN, Note(number=done, behave=state), "k")
+        world.until(partial(_failed_more, process, before))
         world.until(lambda: not process.ready())
         world.sql("probe", "INSERT INTO mended DEFAULT VALUES")
-        world.until(lambda number=number: number in noted(world))
+        world.until(partial(_is_noted, world, done))
         world.sql("probe", "DELETE FROM mended")
     assert process.metric("almoner_events_handled_total", type=Note.TYPE, outcome="handled") == 4
     assert letters(world) == []
