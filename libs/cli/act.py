@@ -2,9 +2,11 @@
 
 import os
 from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -23,7 +25,7 @@ from libs.cli.context import (
     unit_of,
     who_am_i,
 )
-from libs.cli.send import Answers, Publisher, send_command
+from libs.cli.send import Answers, Publisher, in_portions, send_command
 from libs.common.contracts import operator
 from libs.common.contracts.base import CHUNK_ITEMS
 from libs.common.contracts.ingestion import EnvelopeAmendmentRequested, SubmissionRejected
@@ -33,58 +35,84 @@ ANSWER_SECONDS = 60.0
 INGESTION = "ingestion.commands.v1"
 
 
-def retry_held(envelope: str | None, who: str, why: str, dry_run: bool, yes: bool) -> None:
+@dataclass(frozen=True)
+class Held:
+    """Whom `retry --held` is for: everybody who is held, or of an envelope, or of these only some, or with one reason."""
+
+    envelope_id: UUID | None
+    ids: list[str]
+    reason: str | None
+
+    def people(self, views: Views, view: str) -> list[Any]:
+        """(envelope_id, people) in a service's view."""
+        found = self._look(views, view, "envelope_id, count(*) AS people")
+        return found
+
+    def names(self, views: Views, view: str, envelope_id: UUID) -> list[str]:
+        return [row.disbursement_id for row in replace(self, envelope_id=envelope_id)._look(views, view, "disbursement_id")]
+
+    def _look(self, views: Views, view: str, wanted: str) -> list[Any]:
+        key = wanted.partition(",")[0]
+        return views.rows(
+            f"""SELECT {wanted} FROM {view} AS h
+                WHERE (envelope_id = %(only)s OR %(only)s::uuid IS NULL) AND (reason = %(reason)s OR %(reason)s::text IS NULL)
+                  AND (cardinality(%(ids)s::text[]) = 0 OR disbursement_id = ANY(%(ids)s::text[]))
+                GROUP BY {key} ORDER BY {key}""",
+            only=self.envelope_id,
+            reason=self.reason,
+            ids=self.ids,
+        )
+
+
+def retry_held(
+    envelope: str | None, ids: list[str], reason: str | None, rate: float | None, who: str, why: str, dry_run: bool, yes: bool
+) -> None:
     """Ask mapper and registry again for the unresolved, look for places again, and pay again those whom the bank refused."""
     with Views() as views:
-        only = find_envelope(views, envelope).envelope_id if envelope else None
-        unresolved = views.rows(
-            """SELECT envelope_id, count(*) AS people FROM resolution.ops_held
-               WHERE envelope_id = %(only)s OR %(only)s::uuid IS NULL GROUP BY envelope_id ORDER BY envelope_id""",
-            only=only,
+        held = Held(find_envelope(views, envelope).envelope_id if envelope else None, ids, reason)
+        unresolved = held.people(views, "resolution.ops_held")
+        # Whom resolution holds, allocation holds as well.
+        unserved = held.people(
+            views,
+            "(SELECT * FROM allocation.ops_held EXCEPT ALL SELECT a.* FROM allocation.ops_held a "
+            "JOIN resolution.ops_held r USING (envelope_id, disbursement_id))",
         )
-        unserved = views.one(
-            """SELECT count(*) AS people FROM allocation.ops_held a
-               WHERE (a.envelope_id = %(only)s OR %(only)s::uuid IS NULL)
-                 AND NOT EXISTS (SELECT 1 FROM resolution.ops_held r
-                                 WHERE r.envelope_id = a.envelope_id AND r.disbursement_id = a.disbursement_id)""",
-            only=only,
-        ).people
-        refused = views.rows(
-            """SELECT f.envelope_id, count(*) AS people FROM funds.ops_held f
-               WHERE (f.envelope_id = %(only)s OR %(only)s::uuid IS NULL)
-                 AND NOT EXISTS (SELECT 1 FROM resolution.ops_held r
-                                 WHERE r.envelope_id = f.envelope_id AND r.disbursement_id = f.disbursement_id)
-                 AND NOT EXISTS (SELECT 1 FROM allocation.ops_held a
-                                 WHERE a.envelope_id = f.envelope_id AND a.disbursement_id = f.disbursement_id)
-               GROUP BY f.envelope_id ORDER BY f.envelope_id""",
-            only=only,
-        )
-        at_mapper, at_bank = sum(row.people for row in unresolved), sum(row.people for row in refused)
-        total = at_mapper + unserved + at_bank
+        refused = held.people(views, "funds.ops_retriable")
+        at_mapper, without_place, at_bank = (sum(row.people for row in rows) for rows in (unresolved, unserved, refused))
+        total = at_mapper + without_place + at_bank
         if not total:
-            print("Nobody is held.")
+            print("Nobody is held whom that would help; `almoner held` lists who is, and what helps.")
             return
         if at_mapper:
             print(f"  {plural(at_mapper, 'person')} without an address or a zone: mapper and registry are asked again")
-        if unserved:
-            print(f"  {plural(unserved, 'person')} without a warehouse or an agency: allocation looks for places again")
+        if without_place:
+            print(f"  {plural(without_place, 'person')} without a warehouse or an agency: allocation looks for places again")
         if at_bank:
-            print(f"  {plural(at_bank, 'person')} held by funds: those whom the bank refused are paid again")
+            print(f"  {plural(at_bank, 'person')} whom the bank refused: they are paid again")
         if dry_run:
             print(f"{plural(total, 'held disbursement')} would be tried again; nothing was sent.")
             return
         confirm(f"Retry {plural(total, 'held disbursement')}?", yes)
-        if unserved:
+        if without_place:
             send_command(views, "allocation", "reference", operator.RefreshReference(who=who, why=why))
             print("allocation: warehouses and agencies are read again")
-        for row in unresolved:
-            asked = operator.ResolveHeld(who=who, why=why, envelope_id=row.envelope_id, expected=row.people)
-            touched = send_command(views, "resolution", str(row.envelope_id), asked)
-            print(f"resolution: {plural(touched, 'person')} of {row.envelope_id} looked up again")
-        for row in refused:
-            paid = operator.RetryHeld(who=who, why=why, envelope_id=row.envelope_id)
-            touched = send_command(views, "funds", str(row.envelope_id), paid)
-            print(f"funds: {plural(touched, 'person')} of {row.envelope_id} to be paid again")
+        asks: tuple[tuple[str, str, list[Any], Any, str], ...] = (
+            ("resolution", "resolution.ops_held", unresolved, operator.ResolveHeld, "looked up again"),
+            ("funds", "funds.ops_retriable", refused, operator.RetryHeld, "to be paid again"),
+        )
+        for service, view, rows, command, what in asks:
+            for row in rows:
+                given = {"who": who, "why": why, "envelope_id": row.envelope_id}
+                if ids or reason or rate:
+                    touched = sum(
+                        send_command(
+                            views, service, str(row.envelope_id), command(**given, disbursement_ids=some, expected=len(some))
+                        )
+                        for some in in_portions(held.names(views, view, row.envelope_id), rate)
+                    )
+                else:
+                    touched = send_command(views, service, str(row.envelope_id), command(**given, expected=row.people))
+                print(f"{service}: {plural(touched, 'person')} of {row.envelope_id} {what}")
 
 
 def resolve(name: str, disbursements: list[str], who: str | None, why: str, yes: bool) -> None:

@@ -459,6 +459,8 @@ def notice_suppress(
         "retry --kind resolve --code NOT_REACHED --rate 5 --yes",
         "retry 17 18 --kind dispatch",
         "retry RUN-1 --held --yes",
+        "retry RUN-1 --held --disbursement D-0001 --disbursement D-0002",
+        "retry --held --code NOT_LINKED --rate 50 --dry-run",
     )
 )
 def retry(
@@ -470,9 +472,12 @@ def retry(
         str | None,
         typer.Option(help="of outside call: resolve, check, block, dispatch, release …", autocompletion=_among(STAGES[1:])),
     ] = None,
-    code: Annotated[str | None, typer.Option(help="only what failed with this code, as `failures` shows it")] = None,
+    code: Annotated[
+        str | None, typer.Option(help="only what failed with this code, as `failures` shows it; of the held: with this reason")
+    ] = None,
+    disbursement: Annotated[list[str] | None, typer.Option(help="of the held only this one; may be repeated")] = None,
     held: Annotated[bool, typer.Option("--held", help="people who are held, instead of calls in ERROR")] = False,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="calls a second, at most; sent in portions")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="calls or people a second, at most; sent in portions")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say how many, send nothing")] = False,
     who: Who = None,
     why: Why = "retried by an operator",
@@ -482,16 +487,17 @@ def retry(
     from libs.cli.context import who_am_i
 
     if not held:
+        if disbursement:
+            raise Usage("--disbursement goes with --held")
         from libs.cli.failures import retry_work
 
         retry_work(names or [], kind, code, rate, who, why, dry_run, yes)
         return
-    if kind or code or rate:
-        raise Usage("--held goes with an envelope, not with --kind, --code or --rate")
+    if kind or len(names or []) > 1:
+        raise Usage("--held takes one envelope, or none for all, and no --kind")
     from libs.cli.act import retry_held
-    from libs.cli.failures import one_envelope
 
-    retry_held(one_envelope(names or []), who_am_i(who), why, dry_run, yes)
+    retry_held(names[0] if names else None, disbursement or [], code, rate, who_am_i(who), why, dry_run, yes)
 
 
 @app.command(epilog=examples('resolve RUN-1 D-0001 D-0002 --why "they have new accounts" --yes'))

@@ -1,7 +1,5 @@
 """What failed and will not mend itself: grouped by cause, tried again by cause; and the lines of statements nobody could place."""
 
-import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -9,7 +7,6 @@ from libs.cli.context import (
     SERVICES,
     Number,
     Refused,
-    Usage,
     Views,
     as_dict,
     clock,
@@ -21,9 +18,8 @@ from libs.cli.context import (
     table,
     who_am_i,
 )
-from libs.cli.send import send_command
+from libs.cli.send import in_portions, send_command
 from libs.common.contracts import operator
-from libs.common.contracts.base import CHUNK_ITEMS
 
 # A decision that failed is work of its job's name; what is tried again by itself counts as a bug of ours.
 _FAILURES = """
@@ -121,20 +117,12 @@ def retry_work(
             print(f"{plural(counts.total(), 'call')} would be tried again; nothing was sent.")
             return
         confirm(f"Retry {plural(counts.total(), 'call')}?", yes)
-        size = CHUNK_ITEMS if rate is None else max(1, min(CHUNK_ITEMS, int(rate)))
-        sent = 0
         for service, one in counts:
             chosen = [row.subject for row in found[service] if row.kind == one]
             touched = 0
-            for start in range(0, len(chosen), size):
-                portion = chosen[start : start + size]
-                began = time.monotonic()
-                command = operator.RetryWork(who=who_am_i(who), why=why, kind=one, subjects=portion, expected=len(portion))
+            for portion in in_portions(chosen, rate):
+                command = operator.RetryWork(who=who_am_i(who), why=why, kind=one, subjects=list(portion))
                 touched += send_command(views, service, one, command)
-                sent += len(portion)
-                if rate is not None and sent < counts.total():
-                    print(f"{sent:,} of {counts.total():,}", file=sys.stderr, flush=True)
-                    time.sleep(max(0.0, len(portion) / rate - (time.monotonic() - began)))
             others = f" ({len(chosen) - touched:,} were not in ERROR any more)" if touched < len(chosen) else ""
             print(f"{service}: {touched:,} × {one} tried again{others}")
 
@@ -188,10 +176,3 @@ def exceptions(envelope: str | None, reason: str | None, everything: bool, limit
         print(f"{one}: {MEANINGS[one]}")
     if len(rows) == limit:
         print(f"The first {limit:,}; see --limit.")
-
-
-def one_envelope(names: list[str]) -> str | None:
-    """What `retry --held` is told: an envelope, or all."""
-    if len(names) > 1:
-        raise Usage("--held takes one envelope, or none for all")
-    return names[0] if names else None

@@ -1,9 +1,10 @@
 """Publishing: submissions as any other system would, and operators' commands; and waiting for what is answered."""
 
 import hashlib
+import sys
 import time
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -11,11 +12,12 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from libs.cli.context import NotReachable, Refused, Views, locate, topic
 from libs.common import kafka
 from libs.common.clock import utc_now
-from libs.common.contracts.base import EventData, derived_id
+from libs.common.contracts.base import CHUNK_ITEMS, EventData, derived_id
 from libs.common.contracts.operator import Command
 from libs.common.envelope import Event, RawMessage, attributes, decode, headers_for
 from libs.common.errors import Malformed
 
+T = TypeVar("T")
 SOURCE = "almoner/cli"
 _DELIVERY_SECONDS = 30.0
 _REACH_SECONDS = 5.0
@@ -219,6 +221,18 @@ class Answers:
                     quiet_since = time.monotonic()
                     yield event
         self._reader.close()
+
+
+def in_portions(items: Sequence[T], rate: float | None) -> Iterator[Sequence[T]]:
+    """As many as a command takes; with a rate never more than so many a second."""
+    size = CHUNK_ITEMS if rate is None else max(1, min(CHUNK_ITEMS, int(rate)))
+    for start in range(0, len(items), size):
+        began = time.monotonic()
+        portion = items[start : start + size]
+        yield portion
+        if rate is not None:
+            print(f"{start + len(portion):,} of {len(items):,}", file=sys.stderr, flush=True)
+            time.sleep(max(0.0, len(portion) / rate - (time.monotonic() - began)))
 
 
 def send_command(views: Views, service: str, key: str, command: Command, wait_seconds: float = 20.0) -> int:

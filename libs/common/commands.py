@@ -100,5 +100,9 @@ def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
 
 
 def _retry(tx: Tx, event: Event[operator.RetryWork]) -> int:
-    kind, subjects = event.data.kind, event.data.subjects
-    return len(workqueue.retry(tx, kind, subjects)) + len(jobs.retry(tx, kind, subjects))
+    kind, subjects, expected = event.data.kind, event.data.subjects, event.data.expected
+    with tx.savepoint():  # a refusal leaves everything as it was
+        found = len(workqueue.retry(tx, kind, subjects)) + len(jobs.retry(tx, kind, subjects))
+        if expected not in (None, found):
+            raise CommandRefused(f"the operator saw {expected}, there are {found}")
+    return found

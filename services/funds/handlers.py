@@ -492,13 +492,8 @@ class Handlers:
         data = event.data
         tx.lock_exclusive([lock_key("funds", data.envelope_id)])
         rows = tx.rows(
-            """SELECT h.held_id, h.instruction FROM held h JOIN envelopes e ON e.envelope_id = h.envelope_id
-               WHERE h.envelope_id = %(id)s AND h.state = 'HELD' AND h.instruction IS NOT NULL
-                 AND e.funds = 'BLOCKED' AND NOT e.cancelling
-                 AND h.disbursement_id NOT IN (SELECT disbursement_id FROM disputed WHERE envelope_id = %(id)s)
-                 AND (cardinality(%(ids)s::text[]) = 0 OR h.disbursement_id = ANY(%(ids)s::text[]))
-                 AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = h.envelope_id
-                                     AND t.disbursement_id = h.disbursement_id)""",
+            """SELECT held_id FROM retriable WHERE envelope_id = %(id)s
+                 AND (cardinality(%(ids)s::text[]) = 0 OR disbursement_id = ANY(%(ids)s::text[]))""",
             id=data.envelope_id,
             ids=data.disbursement_ids,
         )

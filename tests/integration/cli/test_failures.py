@@ -53,7 +53,7 @@ def test_failures_are_grouped_and_tried_again_by_id_by_code_and_in_portions(town
     assert retries(town) == [([subjects[0]], 1), (subjects[1:3], 2), (subjects[3:], 1)]
     town.world.until(lambda: not town.world.sql("resolution", "SELECT 1 FROM ops_work WHERE state <> 'DONE'"))
     assert town.json("failures") == []
-    assert "--held goes with an envelope" in town.run("retry", "E1", "--held", "--kind", "resolve", code=2).stderr
+    assert "--held takes one envelope" in town.run("retry", "E1", "--held", "--kind", "resolve", code=2).stderr
 
 
 def _all(town: Town, query: str, count: int) -> list[Any]:

@@ -55,11 +55,17 @@ def test_an_envelope_from_submission_to_settlement(town: Town) -> None:
     assert "--yes" in refused.stderr
     people = list(sample.people(50))[48:]
     town.mapper.put_people((person, sample.address(person)) for _, person, _, _ in people)
-    assert "2 people" in town.almoner("retry", "E1", "--held", "--why", "added", "--yes")
+    assert "2 held disbursements would" in town.almoner("retry", "--held", "--code", "NOT_LINKED", "--dry-run")
+    assert "Nobody is held whom that would help" in town.almoner("retry", "--held", "--code", "OTHER", "--dry-run")
+    one = town.almoner("retry", "E1", "--held", "--disbursement", ids[49], "--why", "added", "--yes")
+    assert "resolution: 1 person" in one
+    town.world.until(lambda: town.json("status", "E1")["confirmed"] == 49, what="the one")
+    assert [row["disbursement_id"] for row in town.json("held")] == [ids[48]]
+    assert "resolution: 1 person" in town.almoner("retry", "--held", "--rate", "10", "--why", "added", "--yes")
     town.world.until(lambda: town.json("status", "E1")["stands"] == "settled", what="the settlement")
     assert town.json("held") == []
     audit = town.world.sql("resolution", "SELECT who, why, affected FROM ops_audit")
-    assert [(row.why, row.affected) for row in audit] == [("added", 2)]
+    assert [(row.why, row.affected) for row in audit] == [("added", 1), ("added", 1)]
     paid = [row["disbursement_id"] for row in town.bank.payments("full")]
     assert sorted(paid) == sorted(ids)
 

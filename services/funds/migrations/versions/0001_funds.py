@@ -352,6 +352,12 @@ CREATE VIEW ops_agency_payments AS
 CREATE VIEW ops_held AS
     SELECT envelope_id, batch_id, disbursement_id, beneficiary_id, amount_minor, reason, message, since, state, release_id
     FROM held WHERE state = 'HELD' OR (state = 'RELEASED' AND reason = 'BLOCK_RELEASED' AND NOT repaid);
+CREATE VIEW retriable AS  -- whom the bank has definitely refused, and nothing stands against paying them again
+    SELECT h.held_id, h.envelope_id, h.disbursement_id, h.reason FROM held h JOIN envelopes e ON e.envelope_id = h.envelope_id
+    WHERE h.state = 'HELD' AND h.instruction IS NOT NULL AND e.funds = 'BLOCKED' AND NOT e.cancelling
+      AND NOT EXISTS (SELECT 1 FROM disputed d WHERE d.envelope_id = h.envelope_id AND d.disbursement_id = h.disbursement_id)
+      AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = h.envelope_id AND t.disbursement_id = h.disbursement_id);
+CREATE VIEW ops_retriable AS SELECT envelope_id, disbursement_id, reason FROM retriable;
 CREATE VIEW ops_repayments AS  -- instruction and position name the reversed payment, release_id where the money went back
     SELECT r.envelope_id, r.block, r.batch_id, r.disbursement_id, r.beneficiary_id, r.amount_minor, r.instruction, r.position,
         h.release_id, r.state, r.at
