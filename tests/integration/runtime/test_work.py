@@ -130,6 +130,10 @@ def test_what_was_never_sent_ends_in_error_and_can_be_retried(world: World) -> N
     attempts = world.sql("probe", "SELECT outcome, started_at FROM ops_attempts ORDER BY attempt")
     assert [attempt.outcome for attempt in attempts] == ["NotSent"] * 3
     assert row.created_at < attempts[-1].started_at < row.updated_at  # it changed last when the last attempt had ended
+    world.publish(COMMANDS, operator.RetryWork(kind="ask", expected=2, who="ann", why="I saw two"), "probe")
+    [refused] = world.until(lambda: world.sql("probe", "SELECT detail, affected FROM audit"))
+    assert refused.detail.startswith("refused: the operator saw 2, there are 1")
+    assert (refused.affected, work(world)["a"]) == (0, ("ERROR", False, 3))
     with OtherSide(port) as other_side:
         world.publish(COMMANDS, operator.RetryWork(kind="ask", subjects=["a"], who="ann", why="it is back"), "probe")
         world.until(lambda: work(world)["a"] == ("DONE", False, 4))
