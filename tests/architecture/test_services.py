@@ -22,7 +22,12 @@ URL = "postgresql+psycopg2://nobody@127.0.0.1:1/none"  # wiring opens no connect
 NEEDED: dict[str, dict[str, Any]] = {
     "allocation": {"pbms_url": URL},
     "resolution": {"mapper_url": "http://mapper.example.org"},
-    "notifications": {"warehouse_channel": "none", "agency_channel": "none", "beneficiary_channel": "none"},
+    "notifications": {
+        **dict.fromkeys(("warehouse_channel", "agency_channel", "beneficiary_channel"), "none"),
+        "novu_url": "http://novu.example.org",  # whatever is configured is wired
+        "smtp_host": "mail.example.org",
+        "file_folder": "notices",
+    },
     "funds": {
         "banks": {"BANK": {"adapter": "full", "url": "http://bank.example.org"}},
         "sponsors": {"default": {"bank": "BANK", "account": "1"}},

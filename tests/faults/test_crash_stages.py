@@ -1,22 +1,26 @@
-"""Ingestion dies of SIGKILL at every point it has, with each kind of work in flight. Resolution's and the scheduler's cases stand
-beside their other tests; that none is missing is checked here."""
+"""Ingestion dies of SIGKILL at every point it has, with each kind of work in flight. The other services' cases stand beside their
+other tests; that none is missing is checked here."""
 
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from libs.common import crash
 from libs.common.contracts import ingestion as c
 from libs.common.contracts.base import EventData
 from libs.common.contracts.scheduler import Tick
 from libs.local.client import BankAdmin
 from services.ingestion.cutting import CUT, EXPIRE_PARKED
 from services.ingestion.statements import READ_STATEMENT
+from services.resolution.domain import LOCATE, RESOLVE
+from tests.architecture.test_services import SERVICES, wired
+from tests.faults import test_crash_funds as funds
 from tests.faults.stories import Story, Teller, Told
+from tests.integration.allocation import test_faults as allocation
 from tests.integration.ingestion.publisher import (
     BATCHES,
     DISBURSEMENTS,
@@ -31,8 +35,11 @@ from tests.integration.ingestion.publisher import (
     statement_text,
     total,
 )
+from tests.integration.notifications import test_providers as notifications
 from tests.integration.resolution import test_crashes as resolution
+from tests.integration.resolution import test_zones as zones
 from tests.integration.scheduler import test_ticks as scheduler
+from tests.support.points import UNSEEN, UNSEEN_KINDS, points
 from tests.support.world import World
 
 pytestmark = pytest.mark.xdist_group(__name__)  # its stories are told together
@@ -40,20 +47,36 @@ pytestmark = pytest.mark.xdist_group(__name__)  # its stories are told together
 PEOPLE, ROWS = 1300, 1100
 JOBS = (CUT, EXPIRE_PARKED, READ_STATEMENT)
 CASES = [
-    *((point, "") for point in crash.POINTS if point.startswith(("fold.", "relay."))),
-    *((point, job) for point in crash.POINTS if point.startswith("job.") for job in JOBS),
+    *((point, "") for point in points("fold", "relay")),
+    *((point, job) for point in points("job") for job in JOBS),
 ]
+# Of each service: where it is killed, and with which kind of call or job in flight.
+CASES_OF = {
+    "allocation": allocation.CASES,
+    "funds": [(case.point, case.kind) for case in funds.CASES],
+    "ingestion": CASES,
+    "notifications": notifications.CASES,
+    "resolution": [
+        *((point, "") for point in resolution.OTHERS),
+        *((point, RESOLVE) for point in resolution.CALLS),
+        *((point, LOCATE) for point in zones.LOCATING),
+    ],
+    "scheduler": [(point, "") for point in (*scheduler.TICKING, *scheduler.BY_HAND)],
+}
 
 
-def points(*parts: str) -> set[str]:
-    return {point for point in crash.POINTS if point.partition(".")[0] in parts}
-
-
-def test_no_stage_is_without_its_cases() -> None:
-    assert {point for point, _ in CASES} == points("fold", "relay", "job")
-    assert {*resolution.CALLS, *resolution.OTHERS} == points("fold", "relay", "call")
-    ticking = [scheduler.test_a_tick_survives, scheduler.test_a_tick_by_hand_survives]
-    assert {point for test in ticking for point in test.pytestmark[0].args[1]} == points("fold", "relay", "job")  # type: ignore[attr-defined]
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_point_and_no_kind_of_work_is_without_its_case(service: str) -> None:
+    parts = wired(service)
+    calls = {call.kind for call in parts.callouts}
+    settings = import_module(f"services.{service}.config").Settings.model_fields
+    assert calls == {name.removesuffix("_lease_seconds") for name in settings if name.endswith("_lease_seconds")}
+    jobs = {job.name for job in parts.jobs} if service != "scheduler" else {""}  # its jobs are its configuration
+    assert set(CASES_OF[service]) == {
+        *((point, "") for point in points("fold", "relay")),
+        *((point, kind) for kind in calls for point in (UNSEEN if kind in UNSEEN_KINDS else points("call"))),
+        *((point, job) for job in jobs for point in points("job")),
+    }
 
 
 def distinct(world: World, topic: str, *models: type[EventData]) -> list[Any]:

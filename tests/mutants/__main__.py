@@ -34,6 +34,7 @@ OPERATIONS = "tests/integration/funds/test_operations.py"
 AGENCIES = "tests/integration/funds/test_agencies.py"
 REPAY = "tests/integration/funds/test_repay.py"
 PROVIDERS = "tests/integration/notifications/test_providers.py"
+LOST_MAIL = f"{PROVIDERS}::test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_again"
 TWO_BANKS = "tests/integration/funds/test_two_banks.py::test_a_bank_that_asks_for_time_stops_no_calls_to_another"
 
 
@@ -309,14 +310,14 @@ MUTANTS = [
         "services/notifications/adapters/novu.py",
         "str(claim.idempotency_key)",
         "str(claim.lease_token)",
-        (f"{PROVIDERS}::test_novu_gets_each_notice_once_whenever_the_process_dies",),
+        (f"{PROVIDERS}::test_each_person_is_told_once_whenever_the_process_dies[call.after_answer-novu]",),
     ),
     Mutant(
         "a mail whose answer was lost: it is sent again",
         "services/notifications/adapters/smtp.py",
         "    key_seconds = 0.0\n",
         "    key_seconds = 60.0\n",
-        (f"{PROVIDERS}::test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_again",),
+        (f"{LOST_MAIL}[call.after_answer]",),
     ),
 ]
 

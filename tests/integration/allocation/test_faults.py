@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from libs.common import crash
 from libs.common.clock import utc_now
 from libs.common.consumer import Fold, Limits
 from libs.common.contracts import allocation
@@ -15,28 +14,19 @@ from libs.common.envelope import Cause, RawMessage
 from libs.common.inbox import keep_partitions
 from libs.common.jobs import JobRunner, make_due
 from libs.local.stack import Addresses
-from services.allocation.decisions import ALLOCATE
+from services.allocation.decisions import ALLOCATE, ANNOUNCE
+from services.allocation.reference import KIND, REFIT
 from services.allocation.wiring import wire
 from tests.integration.allocation.goods import ENVELOPES, IN, Allocating, Envelope, agency, settings_of, warehouse
 from tests.support.counting import statements
+from tests.support.points import UNSEEN, points
 from tests.support.world import World
 
-# Before and after each commit that something depends on, with each kind of work; the runtime's own tests have the other points.
 CASES = [
-    ("fold.before_commit", ""),
-    ("fold.after_commit", ""),
-    ("relay.after_produce", ""),
-    ("relay.after_delivery", ""),
-    ("job.before_commit", "allocate"),
-    ("job.before_commit", "announce"),
-    ("job.after_commit", "announce"),
-    ("job.before_commit", "refit"),
-    ("call.before_settle_commit", "reference"),
+    *((point, "") for point in points("fold", "relay")),
+    *((point, job) for point in points("job") for job in (ALLOCATE, ANNOUNCE, REFIT)),
+    *((point, KIND) for point in UNSEEN),
 ]
-
-
-def test_the_points_are_registered() -> None:
-    assert {point for point, _ in CASES} <= crash.POINTS.keys()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(case).strip())
@@ -48,16 +38,21 @@ def test_killed_at(allocating: Allocating, tmp_path: Path, case: tuple[str, str]
     first = envelope.batch("L1-s1", "L1-s1", None, "L1-s2")
     mark = tmp_path / "mark"
     env = {"ALMONER_CRASH_AT": point, "ALMONER_CRASH_KIND": kind, "ALMONER_CRASH_MARK": str(mark)}
+    env |= {"REFERENCE_TIMEOUT_SECONDS": "2", "REFERENCE_LEASE_SECONDS": "5"}  # short enough to wait for
     allocating.publish(first, envelope.batch("L1-s1"), envelope.completed(), gone.batch("L1-s1"), gone.cancelling())
     process = allocating.run(**env)
     assert process.wait() == -9
-    assert mark.read_text().split()[0] == point
+    reached, in_flight = mark.read_text().split()
+    assert reached == point
+    assert int(in_flight) > 0
     allocating.run(**env)
     allocating.publish(envelope.later(first, {"D1-2": "L1-s1"}))
     allocating.until_state(gone, cancelled=1, state="CANCELLED")
     allocating.put(agency(12, "L1-s1", "L1-s2"))
     allocating.refresh()
     allocating.until_state(envelope, allocated=5, held=0)
+    open_work = "SELECT 1 FROM work WHERE state IN ('PENDING', 'CLAIMED')"
+    allocating.world.until(lambda: not allocating.world.sql("allocation", open_work))
     allocating.quiet()
     allocating.check(envelope, gone)
     assert len(allocating.facts(allocation.GoodsCancelled)) == 1
@@ -119,9 +114,8 @@ class Hands:
         raise AssertionError("there is always more to decide")
 
 
-def test_two_that_plan_at_the_same_moment_share_what_a_place_can_take(allocating: Allocating, world: World) -> None:
-    """Both decide on envelopes of one cycle; the second waits for the first, and reads what it has left."""
-    hands = Hands(allocating, reference_source="topic")
+def open_places(world: World) -> None:
+    """A warehouse for L1 and an agency for L1-s1, each with room for 10 kg; said by a topic, so that nobody has to be asked."""
     world.sql(
         "allocation",
         """INSERT INTO places (source, kind, id, mnemonic, name, sealed, digest, gone)
@@ -130,6 +124,12 @@ def test_two_that_plan_at_the_same_moment_share_what_a_place_can_take(allocating
            FROM unnest(ARRAY['warehouse', 'agency']) AS kind;
            INSERT INTO place_zones VALUES ('topic', 'warehouse', 'L1', '1'), ('topic', 'agency', 'L1-s1', '1')""",
     )
+
+
+def test_two_that_plan_at_the_same_moment_share_what_a_place_can_take(allocating: Allocating, world: World) -> None:
+    """Both decide on envelopes of one cycle; the second waits for the first, and reads what it has left."""
+    hands = Hands(allocating, reference_source="topic")
+    open_places(world)
     envelopes = [Envelope(), Envelope()]
     for envelope in envelopes:
         allocating.publish(envelope.batch(*["L1-s1"] * 6))

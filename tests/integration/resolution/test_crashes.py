@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from libs.common import crash
 from libs.common.contracts.operator import ResolveHeld
 from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import COMMANDS, cut, fa, idle, ids, publish, resolved, run
+from tests.support.points import points
 from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
-CALLS = [point for point in crash.POINTS if point.startswith("call.")]
-OTHERS = [point for point in crash.POINTS if point.startswith(("fold.", "relay."))]
+CALLS, OTHERS = points("call"), points("fold", "relay")
 
 
 @pytest.mark.parametrize("point", CALLS + OTHERS)

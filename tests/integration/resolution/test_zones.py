@@ -11,8 +11,13 @@ from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import BATCHES, COMMANDS, cut, fa, idle, publish, resolved
 from tests.integration.resolution.test_held import ask
 from tests.integration.resolution.zones import Registry, goods, homes, located, opened, reasons, registry_of, start, zone
+from tests.support.points import UNSEEN
 from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
+
+LOCATING = UNSEEN
+# A lease short enough to wait for, and long enough for a busy machine.
+SOON = {"ALMONER_RESOLUTION_LOCATE_TIMEOUT_SECONDS": "1", "ALMONER_RESOLUTION_LOCATE_LEASE_SECONDS": "4.5"}
 
 
 @pytest.fixture
@@ -190,13 +195,13 @@ def test_a_registry_nobody_has_named_or_that_refuses_is_an_error_which_an_operat
     assert {event.data.header.number for event in located(world, 3)} == {1, 2, 3}
 
 
-@pytest.mark.parametrize("point", ["call.after_claim", "call.after_answer", "call.before_settle_commit", "call.after_settle"])
+@pytest.mark.parametrize("point", LOCATING)
 def test_a_batch_survives(world: World, registry: Registry, tmp_path: Path, point: str) -> None:
     """One part has one event, however the process dies; a second part knows of the first."""
     people = [f"{world.name}-{number}" for number in range(5)]
     registry.put_people((person, *zone(n)) for n, person in enumerate(people[1:]))
     mark = tmp_path / "mark"
-    env = {"ALMONER_CRASH_AT": point, "ALMONER_CRASH_KIND": "locate", "ALMONER_CRASH_MARK": str(mark)}
+    env = {"ALMONER_CRASH_AT": point, "ALMONER_CRASH_KIND": "locate", "ALMONER_CRASH_MARK": str(mark), **SOON}
     process = start(world, {"farmers": registry.settings()}, **env)
     publish(world, [goods(people)])
     assert process.wait() == -9
@@ -211,3 +216,23 @@ def test_a_batch_survives(world: World, registry: Registry, tmp_path: Path, poin
     assert sorted((data.part, data.count, data.unresolved_count) for data in said.values()) == [(1, 4, 1), (2, 1, 0)]
     [row] = world.sql("resolution", "SELECT resolved, unresolved FROM ops_batches")
     assert tuple(row) == (5, 0)
+
+
+def test_one_that_sleeps_through_its_lease_says_nothing(world: World, registry: Registry, tmp_path: Path) -> None:
+    """Frozen with the answer in its hands: a replica has asked again by the time it wakes."""
+    people = [f"{world.name}-{number}" for number in range(5)]
+    registry.put_people((person, *zone(n)) for n, person in enumerate(people[1:]))
+    mark = tmp_path / "mark"
+    env = {"AT": "call.after_answer", "KIND": "locate", "MARK": str(mark), "SIGNAL": "SIGSTOP"}
+    settings = {"farmers": registry.settings()}
+    frozen = start(world, settings, **{f"ALMONER_CRASH_{name}": text for name, text in env.items()}, **SOON)
+    publish(world, [goods(people)])
+    world.until(mark.exists)
+    start(world, settings, **SOON)
+    answered = "SELECT 1 FROM ops_batches WHERE (parts, resolved, unresolved) = (1, 4, 1)"
+    world.until(lambda: world.sql("resolution", answered))
+    frozen.thaw()
+    world.until(lambda: frozen.logged("late settle refused"))
+    world.until(lambda: idle(world))
+    assert len({event.id for event in located(world, 1)}) == 1
+    assert world.sql("resolution", answered)

@@ -12,11 +12,13 @@ import pytest
 from libs.common.contracts.operator import FireTick
 from libs.common.contracts.scheduler import Tick
 from libs.common.envelope import Event
+from tests.support.points import points
 from tests.support.process import Process
 from tests.support.world import World
 
 TICKS = "scheduler.ticks.v1"
 COMMANDS = "scheduler.commands.v1"
+TICKING, BY_HAND = points("job", "relay"), points("fold")
 QUIET: dict[str, Any] = {"interval_seconds": 86_400}  # the jobs that are there anyway, out of the way
 
 
@@ -137,10 +139,7 @@ def test_the_database_goes_and_comes_back(world: World) -> None:
     assert moments[-1] - moments[0] == timedelta(seconds=len(moments) - 1 + missed)
 
 
-@pytest.mark.parametrize(
-    "point",
-    ["job.before_commit", "job.after_commit", "relay.after_produce", "relay.after_delivery", "relay.after_delete"],
-)
+@pytest.mark.parametrize("point", TICKING)
 def test_a_tick_survives(world: World, tmp_path: Path, point: str) -> None:
     env = {"ALMONER_CRASH_AT": point, "ALMONER_CRASH_MARK": str(tmp_path / "mark")}
     if point.startswith("job."):
@@ -162,7 +161,7 @@ def test_a_tick_survives(world: World, tmp_path: Path, point: str) -> None:
     assert moments[-1] - moments[0] == timedelta(seconds=sum(1 + rows[moment] for moment in moments[1:]))
 
 
-@pytest.mark.parametrize("point", ["fold.before_commit", "fold.after_commit", "fold.after_offsets"])
+@pytest.mark.parametrize("point", BY_HAND)
 def test_a_tick_by_hand_survives(world: World, tmp_path: Path, point: str) -> None:
     env = {"ALMONER_CRASH_AT": point, "ALMONER_CRASH_MARK": str(tmp_path / "mark")}
     died = run(world, {}, **env)
