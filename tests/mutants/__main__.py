@@ -33,8 +33,10 @@ RESOLVE = "tests/integration/resolution/test_resolve.py"
 OPERATIONS = "tests/integration/funds/test_operations.py"
 AGENCIES = "tests/integration/funds/test_agencies.py"
 REPAY = "tests/integration/funds/test_repay.py"
+NOTICES = "tests/integration/notifications/test_notices.py"
 PROVIDERS = "tests/integration/notifications/test_providers.py"
 LOST_MAIL = f"{PROVIDERS}::test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_again"
+SOMEWHERE = "tests/integration/allocation/test_faults.py::test_everybody_is_somewhere_once_whatever_comes_twice_or_late"
 TWO_BANKS = "tests/integration/funds/test_two_banks.py::test_a_bank_that_asks_for_time_stops_no_calls_to_another"
 
 
@@ -318,6 +320,69 @@ MUTANTS = [
         "    key_seconds = 0.0\n",
         "    key_seconds = 60.0\n",
         (f"{LOST_MAIL}[call.after_answer]",),
+    ),
+    Mutant(
+        "a notice's id: each time it is said there is another",
+        "services/notifications/handlers.py",
+        'return derived_id("notice", one.kind, one.header.envelope_id, one.subject, one.serial)\n',
+        'return derived_id("notice", __import__("uuid").uuid4())\n',
+        (f"{NOTICES}::test_agency_cash_tells_agencies_of_what_is_paid_and_people_once_it_is_confirmed[in order]",),
+    ),
+    Mutant(
+        "parts of payments: what comes again is new, and pays whom the bank has refused",
+        "services/funds/store.py",
+        "    return {(row.batch_id, row.part) for row in rows}\n",
+        "    return set(parts)\n",
+        (f"{OPERATIONS}::test_the_bank_refuses_single_payments_which_are_held_and_paid_when_retried",),
+    ),
+    Mutant(
+        "parts of goods: what comes again is new",
+        "services/allocation/store.py",
+        "           ON CONFLICT (batch_id, part) DO NOTHING RETURNING arrival, batch_id, part",
+        "           RETURNING arrival, batch_id, part",
+        (SOMEWHERE,),
+    ),
+    Mutant(
+        "parts of goods: who is found later is there twice",
+        "services/allocation/decisions.py",
+        "        if again:\n",
+        "        if not arrivals:\n",
+        (SOMEWHERE,),
+    ),
+    Mutant(
+        "goods: who lives nowhere that is known vanishes",
+        "services/allocation/handlers.py",
+        "        found = list(alike)\n",
+        "        continue\n",
+        (SOMEWHERE,),
+    ),
+    Mutant(
+        "goods: whom nobody serves vanishes",
+        "services/allocation/domain.py",
+        "            shares.append(Share(group, None, None, None, reason, message))\n",
+        "",
+        (SOMEWHERE,),
+    ),
+    Mutant(
+        "goods: single people who are cancelled are served",
+        "services/allocation/decisions.py",
+        "self._apart(tx, store.cancellable_people(tx, envelope_id, arrivals, ids))",
+        "[]",
+        (SOMEWHERE,),
+    ),
+    Mutant(
+        "goods: who was cancelled before they came is served",
+        "services/allocation/decisions.py",
+        "elif envelope.asked or (arrivals and store.has_tombstones(tx, envelope_id)):",
+        "elif envelope.asked:",
+        (SOMEWHERE,),
+    ),
+    Mutant(
+        "zones and addresses: who does not fit into an event vanishes",
+        "services/resolution/calls.py",
+        "for item, _ in found[half:])]\n",
+        "for item, _ in found[:0])]\n",
+        ("tests/unit/resolution/test_zones.py::test_a_part_that_exceeds_an_event_is_split",),
     ),
 ]
 

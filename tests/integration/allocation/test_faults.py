@@ -126,6 +126,31 @@ def open_places(world: World) -> None:
     )
 
 
+def test_everybody_is_somewhere_once_whatever_comes_twice_or_late(allocating: Allocating, world: World) -> None:
+    """Step by step in this process, so that whoever is lost or doubled is seen without waiting: served, not to be served, in no
+    registry or found there later, cancelled before or after they came."""
+    hands = Hands(allocating, reference_source="topic")
+    open_places(world)
+    envelope = Envelope()
+    first = envelope.batch("L1-s1", "L1-s1", "L9-s9", None, None)
+    for _ in range(2):  # under another id
+        allocating.publish(first)
+        hands.fold(IN)
+        hands.decide()
+    allocating.publish(envelope.cancelling_people("D1-1", "D2-0"))
+    hands.fold(ENVELOPES)
+    hands.decide()
+    allocating.publish(envelope.later(first, {"D1-3": "L1-s1"}, ["D1-4"]), envelope.batch("L1-s1", None))
+    hands.fold(IN)
+    hands.decide()
+    states = {"D1-0": "PLANNED", "D1-1": "CANCELLED", "D1-2": "HELD", "D1-3": "PLANNED", "D1-4": "HELD"}
+    rows = allocating.rows(envelope)
+    assert {name: row.state for name, row in rows.items()} == states | {"D2-0": "CANCELLED", "D2-1": "HELD"}
+    assert {name: row.amount_minor for name, row in rows.items()} == envelope.everybody
+    allocating.check(envelope)
+    hands.database.close()
+
+
 def test_two_that_plan_at_the_same_moment_share_what_a_place_can_take(allocating: Allocating, world: World) -> None:
     """Both decide on envelopes of one cycle; the second waits for the first, and reads what it has left."""
     hands = Hands(allocating, reference_source="topic")

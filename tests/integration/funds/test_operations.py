@@ -8,6 +8,7 @@ import pytest
 from libs.common.contracts import funds, operator
 from libs.common.contracts.base import EventData
 from libs.local.client import BankAdmin, Profile
+from tests.faults.bookkeeping import idle
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements, publish_statement
 from tests.support.world import World
@@ -206,6 +207,9 @@ def test_the_bank_refuses_single_payments_which_are_held_and_paid_when_retried(w
         assert {item.reason for item in refused.items} == {"ACCOUNT_CLOSED"}
     finally:
         bank.close_accounts("full", [])
+    again = payout.publish(payout.batches[0])  # a part that comes again pays nobody, though the bank would now
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM inbox WHERE id = %(id)s", id=again) and idle(world))
+    assert (len(payout.ledger()), payout.position()["held"]) == (18, 2)
     command(world, operator.RetryHeld, envelope_id=payout.envelope_id, expected=7)  # the operator saw something else
     world.until(lambda: world.sql("funds", "SELECT 1 FROM audit WHERE detail LIKE 'refused%%'"))
     command(world, operator.RetryHeld, envelope_id=payout.envelope_id, expected=2)

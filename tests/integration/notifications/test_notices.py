@@ -14,6 +14,7 @@ from tests.integration.notifications.batches import (
     notices,
     run,
     said,
+    states,
     told,
     until_states,
 )
@@ -87,7 +88,7 @@ def test_agency_cash_tells_agencies_of_what_is_paid_and_people_once_it_is_confir
     world.until(
         lambda: idle(world) and len(world.sql("notifications", "SELECT 1 FROM inbox WHERE topic = 'funds.payments.v1'")) == 4
     )
-    until_states(world, batch, {("AGENCY", "SENT"): 3, ("BENEFICIARY", "SENT"): 11})
+    assert states(world, batch) == {("AGENCY", "SENT"): 3, ("BENEFICIARY", "SENT"): 11}
     assert told(novu, batch) == sorted(batch.person(number) for number in live)
     lists = {one["recipient"].partition("@")[0]: one["text"] for one in mailed(mail, batch)}
     assert lists.keys() == {batch.agency(zone) for zone in range(3)}
