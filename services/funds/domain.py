@@ -117,6 +117,16 @@ def swift_lines(texts: Sequence[str], longest: int = _NARRATIVE_CHARACTERS) -> S
     return [swift(text, longest) for text in texts]
 
 
+_LONG_NUMBER = re.compile(r"\d{5,}")
+
+
+def plain(text: object) -> str:
+    """A bank's own words: short enough to be repeated for each of 1,000 payments, printable, without long numbers, which
+    may be accounts or phones."""
+    words = "".join(c for c in str(text or "") if c.isprintable())
+    return _LONG_NUMBER.sub("…", words).encode()[:200].decode(errors="ignore")
+
+
 MAX_ACCOUNT = 34
 
 
@@ -270,6 +280,17 @@ def _cannot_count(payment: Named, blocked: bool, retired: bool) -> str:
 
 def _identifies(bank_reference: str) -> bool:
     return bank_reference not in ("", "NONREF")
+
+
+def reversal_reason(narratives: Sequence[str], disbursement_id: str) -> str:
+    """Why a payment came back, in the bank's words: the last narrative of its line. Empty where the last one is only our own: the
+    fourth (the beneficiary), the fifth (the reference) or the disbursement's id, from a bank that repeats what we sent."""
+    told = list(narratives)
+    while told and told[-1].strip() in ("", "."):  # what we send empty is a full stop there
+        told.pop()
+    if not told or len(told) in (4, 5) or told[-1] == swift(disbursement_id):
+        return ""
+    return plain(told[-1].strip())
 
 
 # --- Where an envelope's money is ---------------------------------------------------------------------------------------

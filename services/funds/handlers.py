@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +30,8 @@ from libs.common.contracts.base import (
 )
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
+from libs.common.errors import Malformed
+from libs.common.log import get
 from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
 from services.funds import agencies, decisions, domain, repay, store
@@ -38,6 +42,8 @@ FUNDS_DUE_JOB = "funds-due"
 ADVANCE = "advance"
 STATEMENT = "statement"
 SETTLE_SECONDS = 1.0  # lines come in many chunks, and whoever decides stops those who fold
+
+_log = get("funds")
 
 _Groups = dict[tuple[int, int], list[domain.Share]]  # (instruction, head) -> the shares that are one payment to an agency
 
@@ -402,6 +408,9 @@ class Handlers:
         if refused:
             store.end_refusals(tx, refused)
         store.add_facts(tx, data.statement_id, result.debits, result.reversals)
+        reasons = self._reversal_reasons(data, result.reversals, payments) if result.reversals else {}
+        if reasons:
+            store.add_reversal_reasons(tx, reasons)
         overtaken = store.end_early_reversals(tx, debits) if early else set()
         now_debited = set(debits)
         counting = [key for key in reversals if key in now_debited or payments[key].debit is not None]  # both facts are there
@@ -409,6 +418,8 @@ class Handlers:
         if waiting:
             store.keep_early_reversals(tx, waiting)
         reversed_now = sorted({*counting, *overtaken})
+        if overtaken:  # why was said when the reversal came
+            reasons |= store.reversal_reasons(tx, overtaken)
         per: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # debits, their sum, reversals, their sum
         for line in result.debits:  # of the payment's amount, or it would be an exception
             counted = per[line.instruction]
@@ -433,14 +444,41 @@ class Handlers:
         events = _payments(
             funds.PaymentsConfirmed, debits, instructions, payments, cause, place, statement_id=data.statement_id
         )
-        events += _payments(
-            funds.PaymentsReversed, reversed_now, instructions, payments, cause, place, statement_id=data.statement_id
-        )
+        for _, keys in groupby(reversed_now, key=itemgetter(0)):
+            of_list = list(keys)
+            why = [reasons.get(key, "") for key in of_list]
+            events += _payments(
+                funds.PaymentsReversed,
+                of_list,
+                instructions,
+                payments,
+                cause,
+                place,
+                statement_id=data.statement_id,
+                reasons=why if any(why) else [],
+            )
         self._outbox.append(tx, events)
         self._prove_dispatch(tx, per, instructions, cause)
         for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
             because = Cause(event.id, str(envelope_id), event.traceparent)
             jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, every_seconds=SETTLE_SECONDS)
+
+    def _reversal_reasons(
+        self, data: ingestion.StatementLines, reversals: Sequence[domain.Line], payments: Mapping[tuple[int, int], domain.Named]
+    ) -> dict[tuple[int, int], str]:
+        """Payment -> why it came back, where the bank says so. Nobody opens the seal of a chunk without reversals."""
+        try:
+            told = self._sealer.open(data.sealed, "StatementLines", data.statement_id, data.chunk)
+        except Malformed as error:  # what the lines prove doesn't wait for it
+            _log.warning("reasons of reversals can't be read", statement_id=str(data.statement_id), code=error.code)
+            return {}
+        narratives = dict(zip(told.get("line", ()), told.get("narratives", ()), strict=True))
+        found = {}
+        for line in reversals:
+            key = (line.instruction, line.position)
+            if reason := domain.reversal_reason(narratives.get(line.statement_line, ()), payments[key].disbursement_id):
+                found[key] = reason
+        return found
 
     def _prove_dispatch(self, tx: Tx, per: dict[int, list[int]], instructions: dict[int, Any], cause: Cause) -> None:
         """A confirmed payment of an atomic list proves the whole list; of another, only when nothing of it is left open.

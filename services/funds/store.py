@@ -1,6 +1,6 @@
 """Every SQL statement of funds' folds, one function each; sets in, sets out."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -393,6 +393,22 @@ def add_facts(tx: Tx, statement_id: UUID, debits: Sequence[Line], reversals: Seq
             "line": [line.statement_line for line in lines],
         },
     )
+
+
+def add_reversal_reasons(tx: Tx, reasons: Mapping[tuple[int, int], str]) -> None:
+    """Payment -> why the bank gave it back, beside the fact that it did."""
+    tx.copy("reversal_reasons", ("instruction", "position", "reason"), [(*key, reason) for key, reason in reasons.items()])
+
+
+def reversal_reasons(tx: Tx, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """Those of these payments of which the bank has said why it gave them back."""
+    rows = tx.tuples(
+        """SELECT instruction, position, reason FROM reversal_reasons
+           JOIN unnest(%(i)s::bigint[], %(p)s::smallint[]) AS k (instruction, position) USING (instruction, position)""",
+        i=[key[0] for key in keys],
+        p=[key[1] for key in keys],
+    )
+    return {(row[0], row[1]): row[2] for row in rows}
 
 
 def count_facts(tx: Tx, rows: Sequence[tuple[int, int, int, int, int]]) -> None:

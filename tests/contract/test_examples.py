@@ -86,6 +86,8 @@ def test_a_full_chunk_of_ordinary_length_fits_an_event() -> None:
             full["items"] = [{**items[0], **long}] * CHUNK_ITEMS
         else:
             full["items"] = {name: [long.get(name, column[0])] * CHUNK_ITEMS for name, column in items.items()}
+        if "reasons" in example:
+            full["reasons"] = example["reasons"] * CHUNK_ITEMS
         if "zones" in example:
             full["zones"] = [{**example["zones"][0], "count": CHUNK_ITEMS, "total_minor": total}]
         assert len(model.model_validate(full).model_dump_json()) < EVENT_BYTES / 2, event_type

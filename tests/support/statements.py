@@ -1,6 +1,7 @@
 """The simulated bank's statements, brought to funds as ingestion would: parsed with mt-940 into neutral lines."""
 
 import io
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -29,7 +30,8 @@ def publish_statement(payout: Payout, content: bytes | str, *, chunk: int = 1000
     parsed = mt940.parse(io.StringIO(text))
     lines = [_line(number, item.data) for number, item in enumerate(parsed.transactions, 1)]
     chunks = [lines[start : start + chunk] for start in range(0, len(lines), chunk)]
-    publish_lines(payout, statement_id, token, chunks)
+    narratives = {number: _narratives(item.data) for number, item in enumerate(parsed.transactions, 1)}
+    publish_lines(payout, statement_id, token, chunks, narratives)
     opened = StatementOpened(
         statement_id=statement_id,
         account_token=token,
@@ -45,8 +47,17 @@ def publish_statement(payout: Payout, content: bytes | str, *, chunk: int = 1000
     payout.world.publish("ingestion.statements.v1", opened, key=token, correlation_id=str(statement_id))
 
 
-def publish_lines(payout: Payout, statement_id: Any, token: str, chunks: list[list[StatementLine]]) -> None:
+def publish_lines(
+    payout: Payout,
+    statement_id: Any,
+    token: str,
+    chunks: list[list[StatementLine]],
+    told: Mapping[int, list[str]] | None = None,
+) -> None:
+    """`told`: line -> its narratives."""
     for number, lines in enumerate(chunks, 1):
+        numbers = [line.line for line in lines]
+        personal = {"line": numbers, "narratives": [(told or {}).get(n, []) for n in numbers], "text": [None] * len(numbers)}
         data = StatementLines(
             statement_id=statement_id,
             account_token=token,
@@ -54,13 +65,13 @@ def publish_lines(payout: Payout, statement_id: Any, token: str, chunks: list[li
             chunk=number,
             lines=Lines.of(lines),
             **totals([line.amount_minor for line in lines]),
-            sealed=payout.sealer.seal({}, "StatementLines", statement_id, number),
+            sealed=payout.sealer.seal(personal, "StatementLines", statement_id, number),
         )
         payout.world.publish("ingestion.statements.v1", data, key=token, correlation_id=str(statement_id))
 
 
 def _line(number: int, data: dict[str, Any]) -> StatementLine:
-    narratives = str(data.get("transaction_details") or "").split("\n")
+    narratives = _narratives(data)
     return StatementLine(
         line=number,
         mark=data["status"],
@@ -70,6 +81,10 @@ def _line(number: int, data: dict[str, Any]) -> StatementLine:
         bank_reference=data["bank_reference"] or "",
         fifth_narrative=narratives[4] if len(narratives) > 4 else "",
     )
+
+
+def _narratives(data: dict[str, Any]) -> list[str]:
+    return str(data.get("transaction_details") or "").split("\n")
 
 
 def _minor(amount: Decimal) -> int:

@@ -475,7 +475,12 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
     },
     funds.PaymentsDispatched: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED))},
     funds.PaymentsConfirmed: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "statement_id": _STATEMENT_ID},
-    funds.PaymentsReversed: {**_PAYMENTS, **_chunk(_amounts(_REVERSED)), "statement_id": _STATEMENT_ID},
+    funds.PaymentsReversed: {
+        **_PAYMENTS,
+        **_chunk(_amounts(_REVERSED)),
+        "statement_id": _STATEMENT_ID,
+        "reasons": ["ACCOUNT CLOSED"],
+    },
     funds.PaymentsUnknown: {**_PAYMENTS, **_chunk(_amounts(_PAID, _REVERSED)), "reason": "ANSWER_LOST"},
     funds.PaymentsHeld: {
         "header": _BATCH_HEADER,

@@ -1,10 +1,12 @@
 """Funds' contracts: what happened to the sponsor's money."""
 
+from typing import Self
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from libs.common.contracts.base import (
+    CHUNK_ITEMS,
     Amounts,
     AmountsWithReason,
     BatchHeader,
@@ -14,6 +16,7 @@ from libs.common.contracts.base import (
     Currency,
     EnvelopeHeader,
     EventData,
+    Message,
     Minor,
     MinorOrZero,
     Part,
@@ -143,6 +146,17 @@ class PaymentsReversed(Payments):
 
     TYPE = "almoner.funds.PaymentsReversed.v1"
     statement_id: UUID | None
+    reasons: list[Message] = Field(
+        default=[],
+        max_length=CHUNK_ITEMS,
+        description="why, in the bank's words, of each item in its order: empty where the bank says nothing, or of none at all",
+    )
+
+    @model_validator(mode="after")
+    def _a_reason_each(self) -> Self:
+        if self.reasons and len(self.reasons) != self.count:
+            raise ValueError(f"{len(self.reasons)} reasons for {self.count} items")
+        return self
 
 
 class PaymentsUnknown(Payments):

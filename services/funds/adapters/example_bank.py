@@ -4,7 +4,6 @@ Wire format: POST check_funds, block_funds, initiate_payment. A list is taken wh
 HTTP 500 and nothing of the list is stored.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,11 @@ from pydantic_core import from_json, to_json
 
 from libs.common.money import to_text, to_texts
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
+from services.funds.domain import plain
 from services.funds.ports import Accepted, Account, Capabilities, Payment, Refused, Repeat, Succeeded, Sufficient
 
 _AMOUNTS = {"check_funds": "total_funds_needed", "initiate_payment": "payment_amount"}  # other verbs: "amount"
 Read = Mapping[str, Any] | NotSent | MaybeDone  # what the bank said, if it did
-
-_LONG_NUMBER = re.compile(r"\d{5,}")
 
 
 class ExampleBank:
@@ -187,13 +185,6 @@ def _wallets(mobile_provider: str, mobile: str, email: str, email_provider: str)
         "beneficiary_email_wallet_provider": email_provider,
     }
     return {name: value for name, value in optional.items() if value}
-
-
-def plain(text: object) -> str:
-    """A bank's own words: short enough to be repeated for each of 1,000 payments, printable, without long numbers, which
-    may be accounts or phones."""
-    words = "".join(c for c in str(text or "") if c.isprintable())
-    return _LONG_NUMBER.sub("…", words).encode()[:200].decode(errors="ignore")
 
 
 def usable(reference: object) -> bool:

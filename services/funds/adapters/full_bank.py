@@ -13,7 +13,8 @@ from pydantic_core import to_json
 
 from libs.common.money import to_text
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
-from services.funds.adapters.example_bank import ExampleBank, Read, plain, read_response, usable
+from services.funds.adapters.example_bank import ExampleBank, Read, read_response, usable
+from services.funds.domain import plain
 from services.funds.ports import Accepted, Account, Capabilities, Refused, Repeat, Succeeded
 
 

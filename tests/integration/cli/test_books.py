@@ -23,6 +23,7 @@ def paid(town: Town) -> tuple[Town, list[str]]:
     world.until(lambda: town.json("status", "E1")["confirmed"] == 10, what="10 confirmations")
     town.bank.reverse("full", reason="ACCOUNT CLOSED", disbursement_ids=ids[:2])
     world.until(lambda: town.json("status", "E1")["reversed"] == 2, what="2 reversals")
+    assert "finds the money given back: ACCOUNT CLOSED; line " in town.almoner("timeline", ids[0])
     assert town.json("books", "E1")["balanced"]
     return town, ids
 

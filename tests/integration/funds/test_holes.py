@@ -9,7 +9,7 @@ import pytest
 from libs.common.clock import utc_now
 from libs.common.consumer import Fold, Limits
 from libs.common.contracts import funds, operator
-from libs.common.contracts.base import AmountsWithReason, AmountWithReason, BatchHeader, chunk, derived_id
+from libs.common.contracts.base import Amounts, AmountsWithReason, AmountWithReason, BatchHeader, chunk, derived_id
 from libs.common.contracts.ingestion import StatementLine
 from libs.common.db import Database
 from libs.common.inbox import keep_partitions
@@ -298,7 +298,6 @@ def test_what_a_bank_quotes_of_our_request_is_not_kept() -> None:
 
 def test_a_bank_that_refuses_a_thousand_payments_at_length_does_not_break_the_limit_of_an_event() -> None:
     from libs.common.contracts.registry import EVENT_BYTES
-    from services.funds.adapters.example_bank import plain
 
     header = BatchHeader.model_validate(
         {
@@ -315,9 +314,13 @@ def test_a_bank_that_refuses_a_thousand_payments_at_length_does_not_break_the_li
             "number": 1,
         }
     )
-    items = AmountsWithReason.of((f"{n:064}", 1, "REFUSED", plain("\x01" * 500)) for n in range(1000))
+    items = AmountsWithReason.of((f"{n:064}", 1, "REFUSED", domain.plain("\x01" * 500)) for n in range(1000))
     body = funds.PaymentsRefused(header=header, instruction=1, **chunk(items))
     assert len(body.model_dump_json().encode()) <= EVENT_BYTES
+    gone = Amounts.of(item[:2] for item in items)
+    reasons = [domain.reversal_reason(["\u20ac" * 500], "D-1")] * 1000
+    reversed_ones = funds.PaymentsReversed(header=header, instruction=1, **chunk(gone), statement_id=None, reasons=reasons)
+    assert len(reversed_ones.model_dump_json().encode()) <= EVENT_BYTES
 
 
 def test_a_cancelled_envelope_is_answered_when_first_parts_are_here_not_later_ones(world: World, bank: BankAdmin) -> None:

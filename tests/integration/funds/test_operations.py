@@ -1,5 +1,6 @@
 """Holding, cancelling, releasing, reversing, refusing, not knowing: events in, events and rows out, the bank's ledger as judge."""
 
+import base64
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from libs.common.contracts import funds, operator
 from libs.common.contracts.base import EventData
+from libs.common.seal import Sealer
 from libs.local.client import BankAdmin, Profile
 from tests.faults.bookkeeping import idle
 from tests.support.money import Payout
@@ -242,11 +244,16 @@ def test_reversals_count_once_and_settle_again(world: World, bank: BankAdmin) ->
     until_position(payout, outstanding=10)
     last = deliver_statements(payout)
     until_position(payout, state="SETTLED", confirmed=10)
-    bank.reverse("full", reason="account closed", disbursement_ids=[item.disbursement_id for item in payout.items()[:3]])
+    closed = {item.disbursement_id for item in payout.items()[:3]}
+    bank.reverse("full", reason="ACCOUNT CLOSED", disbursement_ids=sorted(closed))
     deliver_statements(payout, after=last)
     until_position(payout, confirmed=7, reversed=3, revision=2)
-    reversed_ids = {i.disbursement_id for i in only(world, "funds.payments.v1", funds.PaymentsReversed).items}
-    assert reversed_ids == {item.disbursement_id for item in payout.items()[:3]}
+    reversed_now = only(world, "funds.payments.v1", funds.PaymentsReversed)
+    assert set(reversed_now.items.disbursement_id) == closed
+    assert reversed_now.reasons == ["ACCOUNT CLOSED"] * 3
+    history = world.sql("funds", "SELECT disbursement_id, detail FROM ops_history WHERE step = 'reversed'")
+    assert {row.disbursement_id for row in history} == closed
+    assert all(row.detail.startswith("ACCOUNT CLOSED; line ") for row in history)
     deliver_statements(payout)  # all statements once more
     world.until(lambda: not world.sql("funds", "SELECT 1 FROM due"))
     until_position(payout, confirmed=7, reversed=3, revision=2)
@@ -259,7 +266,7 @@ def test_a_reversal_before_its_debit_counts_when_both_are_there(world: World, ba
     payout.publish_all()
     until_position(payout, outstanding=5)
     bank.order_statement("full", payout.account)
-    bank.reverse("full", reason="no", disbursement_ids=[payout.items()[0].disbursement_id])
+    bank.reverse("full", reason="NO SUCH ACCOUNT 1234567", disbursement_ids=[payout.items()[0].disbursement_id])
     bank.order_statement("full", payout.account)
     contents = [bank.statement_content("full", info["id"]) for info in bank.statements("full", payout.account) if info["lines"]]
     publish_statement(payout, contents[1])
@@ -270,7 +277,25 @@ def test_a_reversal_before_its_debit_counts_when_both_are_there(world: World, ba
     publish_statement(payout, contents[0])
     until_position(payout, confirmed=4, reversed=1, outstanding=0)
     assert not world.sql("funds", "SELECT 1 FROM exceptions WHERE state = 'OPEN'")
-    assert len(only(world, "funds.payments.v1", funds.PaymentsReversed).items) == 1
+    reversed_now = only(world, "funds.payments.v1", funds.PaymentsReversed)
+    assert (len(reversed_now.items), reversed_now.reasons) == (1, ["NO SUCH ACCOUNT …"])  # said when the reversal came
+    [row] = world.sql("funds", "SELECT reversal_reason FROM ops_payments WHERE state = 'REVERSED'")
+    assert row.reversal_reason == "NO SUCH ACCOUNT …"
+
+
+def test_a_reversal_counts_although_the_seal_of_its_reason_cannot_be_opened(world: World, bank: BankAdmin) -> None:
+    payout = Payout(world, bank)
+    payout.batch(5)
+    world.run("funds", **payout.env)
+    payout.publish_all()
+    until_position(payout, outstanding=5)
+    last = deliver_statements(payout)
+    until_position(payout, confirmed=5)
+    bank.reverse("full", reason="ACCOUNT CLOSED", disbursement_ids=[payout.items()[0].disbursement_id])
+    payout.sealer = Sealer(f"lost:{base64.b64encode(bytes(32)).decode()}", world.env["ALMONER_TOKEN_KEY"])
+    deliver_statements(payout, after=last)
+    until_position(payout, confirmed=4, reversed=1)
+    assert only(world, "funds.payments.v1", funds.PaymentsReversed).reasons == []
 
 
 @pytest.mark.parametrize(

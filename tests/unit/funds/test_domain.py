@@ -202,3 +202,21 @@ def test_all_retries_of_a_payment_to_an_agency_must_be_taken_back_for_it_to_coun
 )
 def test_accounts_a_bank_can_be_told(account: object, usable: bool) -> None:
     assert domain.usable(account) is usable
+
+
+@pytest.mark.parametrize(
+    ("narratives", "reason"),
+    [
+        (["Cash", "Rice", "2026-11", "person-1", "A000000001009NZ9", "ACCOUNT CLOSED"], "ACCOUNT CLOSED"),
+        (["ACCOUNT CLOSED"], "ACCOUNT CLOSED"),
+        (["Cash", "Rice", "2026-11", "person-1", "A000000001009NZ9", "D-1", "ACCOUNT CLOSED", "", "."], "ACCOUNT CLOSED"),
+        (["", "", "", "", "", " CLOSED\x01, SEE +256700123456"], "CLOSED, SEE +…"),
+        (["Cash", "Rice", "2026-11", "person-1", "A000000001009NZ9", "D-1"], ""),  # what we sent, and nothing else
+        (["Cash", "Rice", "2026-11", "person-1", "A000000001009NZ9"], ""),
+        (["Cash", "Rice", "2026-11", "Amina Okello"], ""),  # the beneficiary
+        ([".", ""], ""),
+        ([], ""),
+    ],
+)
+def test_why_a_payment_came_back_is_the_last_narrative_that_is_not_our_own(narratives: list[str], reason: str) -> None:
+    assert domain.reversal_reason(narratives, "D-1") == reason

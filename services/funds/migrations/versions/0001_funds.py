@@ -104,6 +104,11 @@ CREATE TABLE facts (
     bank_reference text COLLATE "C" NOT NULL, statement_id uuid, line int NOT NULL,
     PRIMARY KEY (instruction, position, kind)
 );
+-- Why the bank gave a payment back, where it says so: its own words, shortened and without long numbers.
+CREATE TABLE reversal_reasons (
+    instruction bigint NOT NULL, position smallint NOT NULL, reason text NOT NULL CHECK (reason <> ''),
+    PRIMARY KEY (instruction, position)
+);
 -- Reversals which came before their debit, until it comes.
 CREATE TABLE early_reversals (
     instruction bigint NOT NULL, position smallint NOT NULL, PRIMARY KEY (instruction, position)
@@ -326,10 +331,12 @@ CREATE VIEW ops_payments AS
         CASE WHEN r.kind IS NOT NULL AND d.kind IS NOT NULL THEN 'REVERSED' WHEN d.kind IS NOT NULL THEN 'CONFIRMED'
              WHEN c.disbursement_id IS NOT NULL THEN 'CANCELLED' WHEN h.held_id IS NOT NULL THEN 'REFUSED'
              WHEN i.state = 'SENDING' THEN 'IN_FLIGHT' WHEN i.state = 'DISPATCHED' THEN 'OUTSTANDING' ELSE i.state END AS state,
-        d.statement_id AS confirmed_by, d.line AS confirmed_line, r.statement_id AS reversed_by, r.line AS reversed_line, p.head
+        d.statement_id AS confirmed_by, d.line AS confirmed_line, r.statement_id AS reversed_by, r.line AS reversed_line, p.head,
+        w.reason AS reversal_reason
     FROM payments p JOIN instructions i USING (instruction)
     LEFT JOIN facts d ON d.instruction = p.instruction AND d.position = p.position AND d.kind = 'D'
     LEFT JOIN facts r ON r.instruction = p.instruction AND r.position = p.position AND r.kind = 'R'
+    LEFT JOIN reversal_reasons w ON w.instruction = p.instruction AND w.position = p.position
     LEFT JOIN cancelled c ON c.instruction = p.instruction AND c.position = p.position
     LEFT JOIN held h ON h.instruction = p.instruction AND h.position = p.position AND h.state <> 'PAID';
 -- What an agency is paid: of those whose share is neither cancelled nor refused; of all who were refused where nobody else is left.
@@ -415,9 +422,9 @@ CREATE VIEW ops_history AS
     UNION ALL SELECT envelope_id, batch_id, disbursement_id, at, 'repayment asked', 'block ' || block || ', ' || lower(state)
     FROM repayments
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, s.created_at, 'reversed',
-        'line ' || f.line || ' of statement ' || f.statement_id
+        coalesce(w.reason || '; ', '') || 'line ' || f.line || ' of statement ' || f.statement_id
     FROM facts f JOIN payments p USING (instruction, position) JOIN instructions i USING (instruction)
-    JOIN statements s USING (statement_id) WHERE f.kind = 'R'
+    JOIN statements s USING (statement_id) LEFT JOIN reversal_reasons w USING (instruction, position) WHERE f.kind = 'R'
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, x.created_at, 'exception', x.reason
     FROM exceptions x JOIN payments p USING (instruction, position) JOIN instructions i USING (instruction)
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, x.created_at, 'exception', x.reason  -- the rest of a group
