@@ -637,7 +637,8 @@ def amend(
     who: Who = None,
     yes: Yes = False,
 ) -> None:
-    """Declare other counts, another total or date of an envelope, before all of it has come and before its date."""
+    """Declare other counts, another total or date of an envelope, before all of it has come and before its date. The date alone of cash
+    that is paid to people themselves may change until their funds are being checked."""
     from libs.cli.act import amend as run
 
     if not (disbursements or people or total or schedule_date):

@@ -63,6 +63,8 @@ SAYINGS = {
     "notice unknown": "does not know whether it has told",
     "notice delivered": "knows that the notice has arrived at",
     "complete at funds": "knows how much is needed",
+    "date moved": "pays on another date",
+    "date kept": "pays on the date as it was",
     "funds blocked": "has the money reserved by the bank",
     "arrived at funds": "knows where to pay",
     "dispatched": "has sent payments to the bank",

@@ -4,7 +4,7 @@ goes back to the sponsor, when an envelope is settled. Every decision reads comm
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from libs.common import jobs, workqueue
@@ -52,6 +52,8 @@ class Decisions:
                 jobs.make_due(tx, "advance", [subject], [lock_key("funds", envelope_id)], because)
                 return
             now = self._where_it_stands(tx, envelope_id)
+        if now.reschedules:  # before a check may start: whoever has asked in time gets the other date
+            self._reschedule(tx, envelope_id, because)
         if now.funds == "WAITING":
             self._start_check(tx, envelope_id, because)
         if now.funds == "BLOCKING":
@@ -72,6 +74,7 @@ class Decisions:
                       EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = e.envelope_id) AS tombstones,
                       EXISTS (SELECT 1 FROM cancelled c WHERE c.envelope_id = e.envelope_id AND c.in_block
                                                           AND c.release_id IS NULL) AS to_release,
+                      EXISTS (SELECT 1 FROM reschedules r WHERE r.envelope_id = e.envelope_id AND r.state = 'ASKED') AS reschedules,
                       EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = e.envelope_id AND r.whole
                                                                 AND r.state = 'DECIDED') AS to_answer
                FROM envelopes e WHERE e.envelope_id = %(id)s""",
@@ -79,6 +82,49 @@ class Decisions:
         )
 
     # --- check and block ----------------------------------------------------------------------------------------------
+
+    def _reschedule(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
+        """Other dates that are asked for: taken as long as no check has started. They may come in any order, and before the word
+        that the envelope is complete: they wait for that, and the one with the highest revision holds."""
+        envelope = tx.one(
+            """SELECT header, cancelling, completed_minor IS NOT NULL AS complete, funds = 'WAITING' AND round = 0 AS unchecked
+               FROM envelopes WHERE envelope_id = %(id)s""",
+            id=envelope_id,
+        )
+        if not envelope.complete and not envelope.cancelling:
+            return
+        refusal: Literal["CHECK_STARTED", "CANCELLED"] | None = (
+            "CANCELLED" if envelope.cancelling else None if envelope.unchecked else "CHECK_STARTED"
+        )
+        asked = tx.rows(
+            """UPDATE reschedules SET state = %(state)s, decided_at = clock_timestamp()
+               WHERE envelope_id = %(id)s AND state = 'ASKED' RETURNING request_id, revision, schedule_date, reason""",
+            id=envelope_id,
+            state="REFUSED" if refusal else "ACCEPTED",
+        )
+        header = EnvelopeHeader.model_validate_json(envelope.header)
+        last = max(asked, key=lambda request: int(request.revision))
+        if refusal is None and last.revision > header.revision:
+            header = header.model_copy(update={"revision": last.revision, "schedule_date": last.schedule_date})
+            tx.run(
+                "UPDATE envelopes SET header = %(header)s, schedule_date = %(day)s WHERE envelope_id = %(id)s",
+                id=envelope_id,
+                header=header.model_dump_json(),
+                day=header.schedule_date,
+            )
+        self._outbox.append(
+            tx,
+            [
+                outgoing(
+                    funds.RescheduleDecided(header=header, request_id=one.request_id, reason=one.reason, refusal=refusal),
+                    envelope_id,
+                    cause,
+                    envelope_id,
+                    one.request_id,
+                )
+                for one in sorted(asked, key=lambda request: int(request.revision))
+            ],
+        )
 
     def _start_check(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """Complete, not cancelled, and its day has come where the programme lives."""

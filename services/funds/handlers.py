@@ -129,6 +129,13 @@ class Handlers:
             store.ask_cancellation(tx, event.data.header.envelope_id, event.data.request_id, None, ids)
         _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
 
+    @_of_cash
+    def on_rescheduling(self, tx: Tx, events: Sequence[Event[ingestion.EnvelopeRescheduling]]) -> None:
+        _lock(tx, events)
+        store.ensure_envelopes(tx, [event.data.header for event in events])
+        store.ask_reschedules(tx, [event.data for event in events])
+        _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
+
     def on_tick(self, tx: Tx, events: Sequence[Event[scheduler.Tick]]) -> None:
         """Envelopes whose day has come, those that were short, and those in which something is held or outstanding for too long.
         The decision reads the database's own clock, so a tick fired by hand cannot make anybody be paid early."""

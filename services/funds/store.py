@@ -6,6 +6,7 @@ from uuid import UUID
 
 from libs.common.clock import known_time_zone
 from libs.common.contracts.base import BatchHeader, EnvelopeHeader, Items
+from libs.common.contracts.ingestion import EnvelopeRescheduling
 from libs.common.db import Tx, lock_key
 from libs.common.errors import Malformed
 from services.funds.domain import Line, Named
@@ -88,6 +89,21 @@ def ask_cancellation(
             ids=[disbursement_id for disbursement_id, _ in ids],
             batches=[batch_id for _, batch_id in ids],
         )
+
+
+def ask_reschedules(tx: Tx, requests: Sequence[EnvelopeRescheduling]) -> None:
+    """Other dates that are asked for. The decision is the job's, under the exclusive lock."""
+    tx.run(
+        """INSERT INTO reschedules (envelope_id, request_id, revision, schedule_date, reason)
+           SELECT * FROM unnest(%(envelopes)s::uuid[], %(requests)s::text[], %(revisions)s::int[], %(days)s::date[],
+                                %(reasons)s::text[])
+           ON CONFLICT DO NOTHING""",
+        envelopes=[one.header.envelope_id for one in requests],
+        requests=[one.request_id for one in requests],
+        revisions=[one.header.revision for one in requests],
+        days=[one.schedule_date for one in requests],
+        reasons=[one.reason for one in requests],
+    )
 
 
 # --- Intake of a batch ------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 (envelopes, ingestion.EnvelopeCompleted): handlers.on_completed,
                 (envelopes, ingestion.EnvelopeCancelling): handlers.on_envelope_cancelling,
                 (envelopes, ingestion.DisbursementsCancelling): handlers.on_disbursements_cancelling,
+                (envelopes, ingestion.EnvelopeRescheduling): handlers.on_rescheduling,
                 ("resolution.batches.v1", resolution.BatchAddressesResolved): handlers.on_addresses_resolved,
                 ("allocation.batches.v1", allocation.BatchAllocated): handlers.on_allocated,
                 (statements, ingestion.StatementOpened): handlers.on_statement_opened,

@@ -22,6 +22,7 @@ from services.ingestion.config import Settings
 from services.ingestion.domain import (
     BATCH_ITEMS,
     ENDED,
+    PAID_THEMSELVES,
     Amendment,
     Book,
     Chunk,
@@ -179,6 +180,7 @@ class _Run:
             envelope.header.schedule_date,
             settings.schedule_max_days,
             settings.duplicate_beneficiary == "refuse",
+            envelope.header.benefit_type == PAID_THEMSELVES,
         )
         self.rows: list[Row] = []  # taken
         self.facts: list[Outgoing] = []
@@ -231,6 +233,9 @@ class _Run:
         if faults:
             self._reject(request_id, faults)
             return
+        if book.is_for_funds(change):
+            self._ask_funds(request_id, change, content["reason"])
+            return
         self._accept([(request_id, 0)])
         if (book.beneficiaries, book.declared, book.declared_minor, book.schedule_date) == before:
             return
@@ -245,6 +250,18 @@ class _Run:
             beneficiaries=book.beneficiaries,
             declared=book.declared,
             declared_minor=book.declared_minor,
+        )
+        cause = Cause(request_id, self.cause.correlation_id, self.cause.traceparent)
+        self.facts.append(outgoing(fact, envelope.id, cause, envelope.id, request_id))
+
+    def _ask_funds(self, request_id: str, change: Amendment, reason: str) -> None:
+        """Answered when funds has decided. The next revision is its place among several requests, whichever way it goes."""
+        envelope = self.envelope
+        self._amended = True
+        envelope.header = envelope.header.model_copy(update={"revision": envelope.header.revision + 1})
+        assert change.schedule_date is not None  # it is all that is asked for
+        fact = c.EnvelopeRescheduling(
+            header=envelope.header, request_id=request_id, reason=reason, schedule_date=change.schedule_date
         )
         cause = Cause(request_id, self.cause.correlation_id, self.cause.traceparent)
         self.facts.append(outgoing(fact, envelope.id, cause, envelope.id, request_id))

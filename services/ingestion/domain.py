@@ -16,6 +16,7 @@ State = Literal["RECEIVING", "COMPLETED", "CANCELLING", "CANCELLED", "SETTLED"]
 ENDED = ("CANCELLING", "CANCELLED")
 
 CASH = ("CASH_DIGITAL", "CASH_PHYSICAL")
+PAID_THEMSELVES = "CASH_DIGITAL"  # of everything else places are told of the date as soon as all has come
 GOODS = ("COMMODITY", "SERVICE", "COMBINATION")
 
 # The code of a fault in the shape of a field, by the last name of its pointer that is listed here.
@@ -220,6 +221,7 @@ class Book:
     schedule_date: date
     days_ahead: int  # which a date may be
     refuse_same_person: bool
+    date_moves: bool = False  # once it is complete; then funds decides
     ids: set[str] = field(default_factory=set)
     people: set[str] = field(default_factory=set)
 
@@ -241,14 +243,18 @@ class Book:
         return Verdict(chunk.submission, count, faults[:MAX_FAULTS], [] if faults else warnings)
 
     def amend(self, change: Amendment, received_on: date) -> list[Fault]:
-        """All of an amendment is taken, or nothing of it."""
+        """All of an amendment is taken, or nothing of it; nothing yet of one that is for funds to decide."""
         faults = self._amendment_faults(change, received_on)
-        if not faults:
+        if not faults and not self.is_for_funds(change):
             self.beneficiaries = change.number_of_beneficiaries or self.beneficiaries
             self.declared = change.number_of_disbursements or self.declared
             self.declared_minor = change.total_minor or self.declared_minor
             self.schedule_date = change.schedule_date or self.schedule_date
         return faults
+
+    def is_for_funds(self, change: Amendment) -> bool:
+        """The date alone, once all has come: funds knows whether its check has started."""
+        return self.state == "COMPLETED" and self.date_moves and change.pointers() == ["/schedule_date"]
 
     @property
     def complete(self) -> bool:
@@ -275,12 +281,18 @@ class Book:
         if received_on >= self.schedule_date:
             text = f"the envelope's date, {self.schedule_date}, has come; cancel what must not be paid and submit a new one"
             return [Fault("DISBURSEMENT_ENVELOPE_DATE_PASSED", "", text)]
-        if self.state != "RECEIVING":
-            text = (
-                "all that was declared has come, nothing of it changes any more; submit what is still to come as a new envelope"
-            )
-            return [Fault("DISBURSEMENT_ENVELOPE_COMPLETE", pointer, text) for pointer in change.pointers()]
-        return self._amended_counts(change) + _day_faults(change.schedule_date, received_on, self.days_ahead)
+        late = _day_faults(change.schedule_date, received_on, self.days_ahead)
+        if self.state == "RECEIVING":
+            return self._amended_counts(change) + late
+        return late if self.is_for_funds(change) else [self._frozen(pointer) for pointer in change.pointers()]
+
+    def _frozen(self, pointer: str) -> Fault:
+        text = "all that was declared has come, nothing of it changes any more; submit what is still to come as a new envelope"
+        if pointer == "/schedule_date":
+            text = "all that was declared has come and its date stays; cancel what must not be paid on it and submit a new envelope"
+            if self.state == "COMPLETED" and self.date_moves:
+                text = "all that was declared has come, only the date may still change; send it alone"
+        return Fault("DISBURSEMENT_ENVELOPE_COMPLETE", pointer, text)
 
     def _amended_counts(self, change: Amendment) -> list[Fault]:
         people = change.number_of_beneficiaries or self.beneficiaries
@@ -325,6 +337,16 @@ def _repeats(values: Sequence[str], before: set[str]) -> Iterator[int]:
 def already_cancelled() -> Fault:
     text = "its cancellation was asked for, nothing of it changes any more; submit a new envelope"
     return Fault("DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "", text)
+
+
+def date_refused(refusal: str) -> Fault:
+    """What funds says to a change of date after all has come."""
+    if refusal == "CANCELLED":
+        return already_cancelled()
+    text = (
+        "its funds are being checked or reserved already; cancel what must not be paid on that date and submit a new envelope"
+    )
+    return Fault("DISBURSEMENT_ENVELOPE_COMPLETE", "/schedule_date", text)
 
 
 def nothing_amended() -> Fault:

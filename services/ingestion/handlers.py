@@ -2,7 +2,7 @@
 for; ticks end parking."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from libs.common.clock import Clock, as_of
@@ -18,7 +18,7 @@ from libs.common.outbox import Outbox, Outgoing, outgoing
 from services.ingestion import answers, store
 from services.ingestion.config import Settings
 from services.ingestion.cutting import EXPIRE_PARKED
-from services.ingestion.domain import Fault
+from services.ingestion.domain import Fault, date_refused
 
 # Code, count, minor units and text of what a cancellation came too late for.
 _Kept = tuple[str, int, int, str]
@@ -37,7 +37,7 @@ class Handlers:
         told = []
         for event in events:
             data = event.data
-            answer = _cancelled(data.header, data.request_id).model_copy(
+            answer = _accepted(data.header, data.request_id, "cancelled").model_copy(
                 update={
                     "items": len(data.cancelled) + len(data.not_cancelled),
                     "cancelled": len(data.cancelled),
@@ -105,7 +105,7 @@ class Handlers:
                 for code, count, minor, what in kept
                 if count
             ]
-            answer = _cancelled(data.header, data.request_id).model_copy(
+            answer = _accepted(data.header, data.request_id, "cancelled").model_copy(
                 update={
                     "items": data.cancelled + sum(count for _, count, _, _ in kept),
                     "cancelled": data.cancelled,
@@ -117,6 +117,38 @@ class Handlers:
         self._lock(tx, [header.envelope_id for _, header, _ in told])
         store.end_envelopes(tx, [header.envelope_id for _, header, _ in told], "CANCELLED")
         self._tell(tx, told)
+
+    def on_reschedule_decided(self, tx: Tx, events: Sequence[Event[f.RescheduleDecided]]) -> None:
+        """Funds' word on another date, which the publisher waits for. Of several dates the one with the highest revision holds."""
+        self._lock(tx, [event.data.header.envelope_id for event in events])
+        accepted = [event.data for event in events if event.data.refusal is None]
+        last: dict[UUID, EnvelopeHeader] = {}
+        for data in sorted(accepted, key=lambda data: data.header.revision):
+            last[data.header.envelope_id] = data.header
+        store.reschedule(tx, list(last.values()))
+        envelopes = store.envelopes(tx, last)
+        decided: list[store.Decided] = []
+        out: list[Outgoing] = []
+        for event in events:
+            data, header = event.data, event.data.header
+            answer: c.SubmissionAccepted | c.SubmissionRejected
+            if data.refusal is None:
+                if envelope := envelopes.get(header.envelope_id):
+                    out.append(_amended(event, envelope))
+                answer = _accepted(header, data.request_id, "accepted")
+                decided.append(store.Decided(header.source, data.request_id, "accepted", store.answer_json({"items": 0})))
+            else:
+                errors = answers.faults([date_refused(data.refusal)])
+                answer = c.SubmissionRejected(
+                    submission_ids=[data.request_id],
+                    envelope_id=header.envelope_id,
+                    publisher_envelope_id=header.publisher_envelope_id,
+                    errors=errors,
+                )
+                decided.append(store.Decided(header.source, data.request_id, "rejected", answers.errors_json(errors)))
+            out.append(answers.of_envelope(answer, header.source, event.traceparent))
+        store.decide(tx, decided)
+        self._outbox.append(tx, out)
 
     def on_settled(self, tx: Tx, events: Sequence[Event[f.EnvelopeSettled]]) -> None:
         """Kept for whoever asks how the envelope stands."""
@@ -179,6 +211,21 @@ class Handlers:
         self._outbox.append(tx, out)
 
 
+def _amended(event: Event[f.RescheduleDecided], envelope: store.Envelope) -> Outgoing:
+    """What is declared since funds has accepted another date."""
+    data = event.data
+    fact = c.EnvelopeAmended(
+        header=data.header,
+        request_id=data.request_id,
+        reason=data.reason,
+        beneficiaries=envelope.beneficiaries,
+        declared=envelope.declared,
+        declared_minor=envelope.declared_minor,
+    )
+    cause = Cause(data.request_id, str(envelope.id), event.traceparent)
+    return outgoing(fact, envelope.id, cause, envelope.id, data.request_id)
+
+
 def _settlement(data: f.EnvelopeSettled) -> dict[str, int]:
     position = data.position
     return c.Settlement(
@@ -197,10 +244,10 @@ def _allocation(data: a.EnvelopeAllocated) -> dict[str, int]:
     return c.Allocation.model_validate(data.model_dump(include=set(c.Allocation.model_fields))).model_dump()
 
 
-def _cancelled(header: EnvelopeHeader, request_id: str) -> c.SubmissionAccepted:
+def _accepted(header: EnvelopeHeader, request_id: str, outcome: Literal["accepted", "cancelled"]) -> c.SubmissionAccepted:
     return c.SubmissionAccepted(
         submission_ids=[request_id],
         envelope_id=header.envelope_id,
         publisher_envelope_id=header.publisher_envelope_id,
-        outcome="cancelled",
+        outcome=outcome,
     )

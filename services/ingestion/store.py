@@ -194,6 +194,19 @@ def amend_envelope(tx: Tx, envelope: Envelope) -> None:
     )
 
 
+def reschedule(tx: Tx, headers: Sequence[EnvelopeHeader]) -> None:
+    """The date that funds has accepted, with its revision. Guard: what comes late does not undo a later one."""
+    tx.run(
+        """UPDATE envelopes e SET header = jsonb_set(e.header, '{schedule_date}', to_jsonb(n.day)), dated = n.revision,
+                  updated_at = clock_timestamp()
+           FROM unnest(%(ids)s::uuid[], %(revisions)s::int[], %(days)s::text[]) AS n (envelope_id, revision, day)
+           WHERE e.envelope_id = n.envelope_id AND e.dated < n.revision""",
+        ids=[header.envelope_id for header in headers],
+        revisions=[header.revision for header in headers],
+        days=[header.schedule_date.isoformat() for header in headers],
+    )
+
+
 def set_funds(tx: Tx, funds: Mapping[UUID, str]) -> None:
     """Where an envelope's money stands. A block is not undone by an older check that comes late."""
     tx.run(

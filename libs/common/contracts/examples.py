@@ -252,6 +252,12 @@ _INGESTION: dict[type[EventData], dict[str, Any]] = {
         "declared": 4,
         "declared_minor": _TOTAL,
     },
+    ingestion.EnvelopeRescheduling: {
+        "header": {**_HEADER, "revision": 2},
+        "request_id": _AMENDMENT,
+        "reason": "The sponsor pays a week later",
+        "schedule_date": "2026-11-30",
+    },
     ingestion.EnvelopeCompleted: {"header": _HEADER, "batches": 1, "count": 4, "total_minor": _TOTAL},
     ingestion.EnvelopeCancelling: {
         "header": _HEADER,
@@ -452,6 +458,12 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
         "cancelled": [_CANCELLED["disbursement_id"]],
         "cancelled_minor": _CANCELLED["amount_minor"],
         "not_cancelled": [{"disbursement_id": _PAID["disbursement_id"], "reason": "ALREADY_DISPATCHED"}],
+    },
+    funds.RescheduleDecided: {
+        "header": {**_HEADER, "revision": 2, "schedule_date": "2026-11-30"},
+        "request_id": _AMENDMENT,
+        "reason": "The sponsor pays a week later",
+        "refusal": None,
     },
     funds.EnvelopeSettled: {
         "header": _HEADER,

@@ -1,6 +1,6 @@
 """Funds' contracts: what happened to the sponsor's money."""
 
-from typing import Self
+from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from libs.common.contracts.base import (
     MinorOrZero,
     Part,
     PublisherId,
+    Reason,
     SomeItems,
 )
 from libs.common.contracts.ingestion import NotCancelled
@@ -105,6 +106,16 @@ class DisbursementsCancelled(EventData):
     cancelled: list[PublisherId]
     cancelled_minor: MinorOrZero = Field(description="of those whose amount is known by now")
     not_cancelled: list[NotCancelled]
+
+
+class RescheduleDecided(EventData):
+    """The answer to a change of date after the envelope was complete."""
+
+    TYPE = "almoner.funds.RescheduleDecided.v1"
+    header: EnvelopeHeader = Field(description="with the date, and its revision, that hold from here")
+    request_id: str
+    reason: Reason = Field(description="the publisher's")
+    refusal: Literal["CHECK_STARTED", "CANCELLED"] | None = Field(description="none: accepted")
 
 
 class EnvelopeSettled(EventData):

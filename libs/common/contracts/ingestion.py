@@ -91,7 +91,9 @@ class DisbursementsAdded(ControlTotals, EventData):
 
 
 class EnvelopeAmendmentRequested(EventData):
-    """Declare something else of an envelope, before it is complete and before its date has come. What is left out stays."""
+    """Declare something else of an envelope, before it is complete and before its date has come. What is left out stays.
+
+    Once it is complete only the date of CASH_DIGITAL may still change, asked for alone: funds decides, and the answer waits for it."""
 
     TYPE = "almoner.ingestion.EnvelopeAmendmentRequested.v1"
     envelope_id: PublisherId
@@ -241,6 +243,18 @@ class EnvelopeAmended(EventData):
     beneficiaries: Count
     declared: Count
     declared_minor: Minor
+
+
+class EnvelopeRescheduling(EventData):
+    """The publisher wants another date for a complete envelope of CASH_DIGITAL. Funds decides."""
+
+    TYPE = "almoner.ingestion.EnvelopeRescheduling.v1"
+    header: EnvelopeHeader = Field(
+        description="with the date so far; of several requests the one with the highest revision counts"
+    )
+    request_id: str
+    reason: Reason
+    schedule_date: date = Field(description="asked for; local date in the envelope's time zone")
 
 
 class EnvelopeCompleted(EventData):

@@ -117,6 +117,7 @@ TOPICS: tuple[Topic, ...] = (
         (
             ingestion.EnvelopeAccepted,
             ingestion.EnvelopeAmended,
+            ingestion.EnvelopeRescheduling,
             ingestion.EnvelopeCompleted,
             ingestion.EnvelopeCancelling,
             ingestion.DisbursementsCancelling,
@@ -173,6 +174,7 @@ TOPICS: tuple[Topic, ...] = (
             funds.FundsReleased,
             funds.EnvelopeCancelled,
             funds.DisbursementsCancelled,
+            funds.RescheduleDecided,
             funds.EnvelopeSettled,
         ),
         ("ingestion", "publishers"),

@@ -130,6 +130,24 @@ def test_amending_what_is_declared(alone: Almoner) -> None:
     ]  # fmt: skip
 
 
+def test_another_date_after_all_has_come(town: Town) -> None:
+    today = utc_now().date()
+    town.submit("E1", 3, options=("--schedule-date", (today + timedelta(days=9)).isoformat()))
+    rows = "SELECT 1 FROM envelopes WHERE completed_minor IS NOT NULL"
+    town.world.until(lambda: town.world.sql("funds", rows), what="all of it at funds")
+    for day in (today + timedelta(days=20), today):
+        said = town.almoner("amend", "E1", "--schedule-date", day.isoformat(), "--why", "w", "--yes")
+        assert "E1 is amended" in said
+        [row] = town.world.sql("ingestion", "SELECT schedule_date FROM ops_envelopes")
+        assert row.schedule_date == day
+    town.world.until(lambda: town.json("status", "E1")["confirmed"] == 3, what="3 confirmations")
+    too_late = town.run("amend", "E1", "--schedule-date", (today + timedelta(days=9)).isoformat(), "--yes", code=1).stderr
+    assert "rejected: DISBURSEMENT_ENVELOPE_DATE_PASSED" in too_late
+    story = town.almoner("timeline", "E1")
+    assert f"pays on another date: {today} was asked for" in story
+    assert town.json("books", "E1")["balanced"]
+
+
 def test_amending_goods(alone: Almoner) -> None:
     ingestion = alone.world.run("ingestion")
     alone.world.until(ingestion.ready, what="ingestion being ready")

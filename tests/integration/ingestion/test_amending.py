@@ -4,12 +4,14 @@ from datetime import timedelta
 from typing import Any
 
 from libs.common.contracts import ingestion as c
+from libs.common.contracts.funds import RescheduleDecided
 from libs.common.envelope import Event
 from tests.integration.ingestion.publisher import (
     BATCHES,
     DISBURSEMENTS,
     ENVELOPES,
     FACTS,
+    all_answers,
     answers_to,
     check_batches,
     chunk,
@@ -90,7 +92,6 @@ def test_less_is_declared_and_that_completes_it(world: World) -> None:
         (amend(world, number_of_disbursements=9), "number_of_disbursements"),
         (amend(world, total_minor=10**6), "total_minor"),
         (amend(world, number_of_beneficiaries=3), "number_of_beneficiaries"),
-        (amend(world, schedule_date=today() + timedelta(days=9)), "schedule_date"),
     ]:
         assert codes(last(world, request)) == [("DISBURSEMENT_ENVELOPE_COMPLETE", f"/{name}")]
     assert world.sql("ingestion", "SELECT revision, declared FROM ops_envelopes") == [(2, 7)]
@@ -167,3 +168,92 @@ def test_while_chunks_arrive_at_two_replicas(world: World) -> None:
     revisions = [batch.data.header.revision for batch in batches]
     assert revisions == sorted(revisions)
     assert len(world.events(BATCHES, c.BatchCut)) == 4
+
+
+def complete(world: World, **changes: Any) -> None:
+    world.run("ingestion", ALMONER_INGESTION_LINGER_SECONDS="60")
+    submitted(world, 3, **changes)
+    assert add(world, 1, 3).data.outcome == "accepted"
+    world.events(FACTS, c.EnvelopeCompleted, at_least=1)
+
+
+def asked(world: World, number: int) -> c.EnvelopeRescheduling:
+    fact: c.EnvelopeRescheduling = world.events(FACTS, c.EnvelopeRescheduling, at_least=number)[number - 1].data
+    return fact
+
+
+def decide(world: World, request: c.EnvelopeRescheduling, refusal: Any = None, **header: Any) -> None:
+    """As funds does: the header says what holds from there."""
+    day = {} if refusal else {"schedule_date": request.schedule_date}
+    decided = RescheduleDecided(
+        header=request.header.model_copy(update={**day, **header}),
+        request_id=request.request_id,
+        reason=request.reason,
+        refusal=refusal,
+    )
+    for _ in range(2):  # a second time, as another event
+        world.publish("funds.envelopes.v1", decided, request.header.envelope_id)
+
+
+def test_another_day_after_all_has_come_is_for_funds_to_decide(world: World) -> None:
+    complete(world)
+    day = today() + timedelta(days=9)
+    request = amend(world, schedule_date=day)
+    fact = asked(world, 1)
+    assert (fact.request_id, fact.reason, fact.schedule_date) == (request, "the list has changed", day)
+    assert (fact.header.schedule_date, fact.header.revision) == (today() + timedelta(days=1), 2)
+    amend(world, event_id=request, schedule_date=day)  # impatient: there is no answer yet
+    assert answers_to(world, ask_status(world))[0].data.header.schedule_date == fact.header.schedule_date
+    assert all(request not in answer.data.submission_ids for answer in all_answers(world))
+    decide(world, fact)
+    assert last(world, request).data.outcome == "accepted"
+    [amended] = {event.id: event for event in world.events(FACTS, c.EnvelopeAmended, at_least=1)}.values()
+    assert (amended.data.header.schedule_date, amended.data.header.revision) == (day, 2)
+    assert (amended.data.request_id, amended.data.reason, amended.data.declared) == (request, "the list has changed", 3)
+    assert answers_to(world, ask_status(world))[0].data.header == amended.data.header
+    known = len(answers_to(world, request))
+    amend(world, event_id=request, schedule_date=day)  # the same again
+    assert last(world, request, at_least=known + 1).data.outcome == "accepted"
+    assert len(world.events(FACTS, c.EnvelopeRescheduling)) == 1
+    wrong = amend(world, schedule_date=today() - timedelta(days=1))
+    assert codes(last(world, wrong)) == [("INVALID_DISBURSEMENT_SCHEDULE_DATE", "/schedule_date")]
+
+
+def test_funds_refuses_another_day(world: World) -> None:
+    complete(world)
+    first, second = (amend(world, schedule_date=today() + timedelta(days=n)) for n in (8, 9))
+    facts = asked(world, 1), asked(world, 2)
+    decide(world, facts[0], "CHECK_STARTED", revision=1)
+    answer = last(world, first)
+    assert codes(answer) == [("DISBURSEMENT_ENVELOPE_COMPLETE", "/schedule_date")]
+    assert "cancel what must not be paid" in answer.data.errors[0].message
+    decide(world, facts[1], "CANCELLED", revision=1)
+    assert codes(last(world, second)) == [("DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "")]
+    assert world.events(FACTS, c.EnvelopeAmended) == []
+    assert answers_to(world, ask_status(world))[0].data.header.schedule_date == today() + timedelta(days=1)
+
+
+def test_the_last_day_asked_for_holds_in_whatever_order_funds_is_heard(world: World) -> None:
+    complete(world)
+    first, second = (amend(world, schedule_date=today() + timedelta(days=n)) for n in (8, 9))
+    facts = asked(world, 1), asked(world, 2)
+    assert [fact.header.revision for fact in facts] == [2, 3]
+    decide(world, facts[1])
+    assert last(world, second).data.outcome == "accepted"
+    decide(world, facts[0])
+    assert last(world, first).data.outcome == "accepted"
+    header = answers_to(world, ask_status(world))[0].data.header
+    assert (header.schedule_date, header.revision) == (facts[1].schedule_date, 3)
+
+
+def test_places_that_were_told_of_a_day_keep_it(world: World) -> None:
+    code = c.BenefitCode(id="cash", mnemonic="Cash", type="CASH_PHYSICAL")
+    complete(world, benefit_code=code)
+    answer = last(world, amend(world, schedule_date=today() + timedelta(days=9)))
+    assert codes(answer) == [("DISBURSEMENT_ENVELOPE_COMPLETE", "/schedule_date")]
+    assert "submit a new envelope" in answer.data.errors[0].message
+    assert world.events(FACTS, c.EnvelopeRescheduling) == []
+
+
+def ask_status(world: World) -> str:
+    return world.publish(ENVELOPES, c.EnvelopeStatusRequested(envelope_id="e1"), "e1")

@@ -137,6 +137,27 @@ def test_when_nothing_is_amended_any_more() -> None:
     assert told(book(state="CANCELLING").amend(asked, EVE)) == [("DISBURSEMENT_ENVELOPE_ALREADY_CANCELLED", "")]
 
 
+def test_only_the_date_by_itself_is_for_funds_once_all_has_come() -> None:
+    def complete(**fields: Any) -> Book:
+        return book(2, 300, received=2, received_minor=300, **{"state": "COMPLETED", "date_moves": True, **fields})
+
+    later, with_counts = change(schedule_date=date(2026, 12, 1)), change(schedule_date=date(2026, 12, 1), total_minor=400)
+    frozen = [("DISBURSEMENT_ENVELOPE_COMPLETE", "/schedule_date")]
+    asked = complete()
+    assert asked.is_for_funds(later)
+    assert asked.amend(later, EVE) == []
+    assert asked.schedule_date == DAY  # until funds has decided
+    assert told(complete().amend(change(schedule_date=date(2026, 11, 19)), EVE)) == [
+        ("INVALID_DISBURSEMENT_SCHEDULE_DATE", "/schedule_date")
+    ]
+    assert told(complete().amend(later, DAY)) == [("DISBURSEMENT_ENVELOPE_DATE_PASSED", "")]
+    assert told(complete().amend(with_counts, EVE)) == [("DISBURSEMENT_ENVELOPE_COMPLETE", "/total_minor"), *frozen]
+    for other in (complete(date_moves=False), complete(state="SETTLED")):
+        assert not other.is_for_funds(later)
+        assert told(other.amend(later, EVE)) == frozen
+    assert not book(date_moves=True).is_for_funds(later)  # not complete: ingestion's own
+
+
 _SMALL = st.none() | st.integers(1, 30)
 
 

@@ -174,6 +174,13 @@ CREATE TABLE cancel_requests (
     UNIQUE (envelope_id, request_id)
 );
 CREATE INDEX cancel_requests_open ON cancel_requests (envelope_id) WHERE state <> 'ANSWERED';
+-- Other dates that were asked for after the envelope was complete; of those accepted the highest revision holds.
+CREATE TABLE reschedules (
+    envelope_id uuid NOT NULL REFERENCES envelopes, request_id text NOT NULL, revision int NOT NULL, schedule_date date NOT NULL,
+    reason text NOT NULL, state text NOT NULL DEFAULT 'ASKED' CHECK (state IN ('ASKED', 'ACCEPTED', 'REFUSED')),
+    decided_at timestamptz, PRIMARY KEY (envelope_id, request_id),
+    CHECK ((state = 'ASKED') = (decided_at IS NULL))
+);
 CREATE TABLE cancelled (
     envelope_id uuid NOT NULL, disbursement_id text COLLATE "C" NOT NULL, batch_id uuid NOT NULL,
     instruction bigint, position smallint, amount_minor bigint NOT NULL,
@@ -419,6 +426,9 @@ CREATE VIEW ops_history AS
     UNION ALL SELECT envelope_id, batch_id, disbursement_id, at, 'cancelled',
         CASE WHEN in_block THEN 'its money is released' ELSE 'before the block' END
     FROM cancelled
+    UNION ALL SELECT envelope_id, NULL, NULL, decided_at, CASE state WHEN 'ACCEPTED' THEN 'date moved' ELSE 'date kept' END,
+        schedule_date || ' was asked for'
+    FROM reschedules WHERE decided_at IS NOT NULL
     UNION ALL SELECT envelope_id, batch_id, disbursement_id, at, 'repayment asked', 'block ' || block || ', ' || lower(state)
     FROM repayments
     UNION ALL SELECT i.envelope_id, i.batch_id, p.disbursement_id, s.created_at, 'reversed',
