@@ -229,7 +229,10 @@ class _Run:
         day = content["change"]["schedule_date"]
         change = Amendment(**{**content["change"], "schedule_date": date.fromisoformat(day) if day else None})
         before = (book.beneficiaries, book.declared, book.declared_minor, book.schedule_date)
-        faults = book.amend(change, _received_on(content["submissions"][0][1], envelope.header.time_zone))
+        there = 0
+        if book.asks_who_is_there(change):
+            there = store.people(self._tx, envelope.number, [row[1] for row in self.rows])
+        faults = book.amend(change, _received_on(content["submissions"][0][1], envelope.header.time_zone), there)
         if faults:
             self._reject(request_id, faults)
             return

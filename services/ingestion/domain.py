@@ -242,9 +242,14 @@ class Book:
             self.people.update(people)
         return Verdict(chunk.submission, count, faults[:MAX_FAULTS], [] if faults else warnings)
 
-    def amend(self, change: Amendment, received_on: date) -> list[Fault]:
-        """All of an amendment is taken, or nothing of it; nothing yet of one that is for funds to decide."""
-        faults = self._amendment_faults(change, received_on)
+    def asks_who_is_there(self, change: Amendment) -> bool:
+        """Whether it may declare fewer people than are there: more of them than disbursements there are never."""
+        return self.state == "RECEIVING" and (change.number_of_beneficiaries or self.received) < self.received
+
+    def amend(self, change: Amendment, received_on: date, people_there: int = 0) -> list[Fault]:
+        """All of an amendment is taken, or nothing of it; nothing yet of one that is for funds to decide. `people_there`: how many
+        got something so far, where it asks."""
+        faults = self._amendment_faults(change, received_on, people_there)
         if not faults and not self.is_for_funds(change):
             self.beneficiaries = change.number_of_beneficiaries or self.beneficiaries
             self.declared = change.number_of_disbursements or self.declared
@@ -275,7 +280,7 @@ class Book:
             faults.append(Fault("TOTAL_DISBURSEMENT_QUANTITY_EXCEEDS_DECLARED", "/total_minor", text))
         return faults
 
-    def _amendment_faults(self, change: Amendment, received_on: date) -> list[Fault]:
+    def _amendment_faults(self, change: Amendment, received_on: date, people_there: int) -> list[Fault]:
         if self.state in ENDED:
             return [already_cancelled()]
         if received_on >= self.schedule_date:
@@ -283,7 +288,7 @@ class Book:
             return [Fault("DISBURSEMENT_ENVELOPE_DATE_PASSED", "", text)]
         late = _day_faults(change.schedule_date, received_on, self.days_ahead)
         if self.state == "RECEIVING":
-            return self._amended_counts(change) + late
+            return self._amended_counts(change, people_there) + late
         return late if self.is_for_funds(change) else [self._frozen(pointer) for pointer in change.pointers()]
 
     def _frozen(self, pointer: str) -> Fault:
@@ -294,7 +299,7 @@ class Book:
                 text = "all that was declared has come, only the date may still change; send it alone"
         return Fault("DISBURSEMENT_ENVELOPE_COMPLETE", pointer, text)
 
-    def _amended_counts(self, change: Amendment) -> list[Fault]:
+    def _amended_counts(self, change: Amendment, people_there: int) -> list[Fault]:
         people = change.number_of_beneficiaries or self.beneficiaries
         declared = change.number_of_disbursements or self.declared
         total = change.total_minor or self.declared_minor
@@ -306,6 +311,9 @@ class Book:
         if left_minor < max(left, 0) or (left == 0 and left_minor > 0):  # less than is there, or what could never come true
             text = f"{self.received_minor} is there already and {max(left, 0)} more are to come: declare a total that fits"
             faults.append(Fault("INVALID_DISBURSEMENT_QUANTITY", "/total_minor", text))
+        if change.number_of_beneficiaries and change.number_of_beneficiaries < people_there:
+            text = f"{people_there} people are there already; declare at least as many"
+            faults.append(Fault("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries", text))
         return faults or _count_faults(people, declared, total)
 
     def _repeated_ids(self, ids: Sequence[str]) -> list[Fault]:

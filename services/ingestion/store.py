@@ -335,6 +335,18 @@ def known(tx: Tx, envelope: int, ids: Sequence[str], people: Sequence[str]) -> t
     return {row.found for row in rows if row.id}, {row.found for row in rows if not row.id}
 
 
+def people(tx: Tx, envelope: int, more: Sequence[str]) -> int:
+    """How many different people the envelope has, with those of `more`. Reads all of it: for the rare amendment only."""
+    return int(
+        tx.one(
+            """SELECT count(*) AS n FROM (
+                   SELECT beneficiary_id FROM disbursements WHERE envelope = %(envelope)s UNION SELECT unnest(%(more)s::text[])) AS p""",
+            envelope=envelope,
+            more=list(more),
+        ).n
+    )
+
+
 def add_disbursements(tx: Tx, envelope: int, rows: Sequence[Row], batch: int, position: int) -> None:
     """COPY rows in their order; the first gets this batch and position (from 0), batches have 1,000."""
     start = batch * 1000 + position

@@ -120,7 +120,7 @@ def test_amending_what_is_declared(alone: Almoner) -> None:
     # There and back, and there again: what was said before is said anew.
     for total in ("18000", "19000", "18000"):
         assert "E1 is amended" in alone.almoner("amend", "E1", "--total", total, "--why", "w", "--yes")
-    alone.almoner("amend", "E1", "--disbursements", "3", "--people", "2", "--total", "10302.17", "--yes")
+    alone.almoner("amend", "E1", "--disbursements", "3", "--people", "3", "--total", "10302.17", "--yes")
     [row] = alone.world.sql("ingestion", "SELECT * FROM ops_envelopes")
     assert (row.state, row.revision, row.schedule_date, row.declared_minor) == ("COMPLETED", 6, later, 1_030_217)
     facts = alone.world.events("ingestion.envelopes.v1", EnvelopeAmended, at_least=5)

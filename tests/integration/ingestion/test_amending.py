@@ -97,6 +97,29 @@ def test_less_is_declared_and_that_completes_it(world: World) -> None:
     assert world.sql("ingestion", "SELECT revision, declared FROM ops_envelopes") == [(2, 7)]
 
 
+def test_no_fewer_people_are_declared_than_are_there(world: World) -> None:
+    """Five people, of whom one gets two disbursements; also while the last of them are still to be judged with the amendment."""
+    world.run("ingestion", ALMONER_INGESTION_LINGER_SECONDS="60")
+    submitted(world, 10)
+    assert add(world, 1, 3).data.outcome == "accepted"
+    twice = c.Disbursement(disbursement_id="d99", beneficiary_id="p3", amount_minor=1)
+    more = chunk("e1", [*disbursements(4, 2), twice])
+    assert last(world, world.publish(DISBURSEMENTS, more, "e1/4")).data.outcome == "accepted"
+    for few in (1, 4):
+        answer = last(world, amend(world, number_of_beneficiaries=few))
+        assert codes(answer) == [("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries")]
+        assert answer.data.errors[0].message.startswith("5 people are there already; declare")
+    assert last(world, amend(world, number_of_beneficiaries=5)).data.outcome == "accepted"
+    # What is judged in the same run is not in the table yet.
+    world.publish(DISBURSEMENTS, chunk("e2", disbursements(1, 3)), "e2/1")
+    requests = [amend(world, "e2", number_of_beneficiaries=few) for few in (2, 3)]
+    for request in requests:
+        assert answers_to(world, request)[0].data.outcome == "parked"
+    world.publish(ENVELOPES, envelope("e2", 10, total(1, 10)), "e2")
+    assert codes(last(world, requests[0], at_least=2)) == [("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries")]
+    assert last(world, requests[1], at_least=2).data.outcome == "accepted"
+
+
 def test_parked_and_in_its_order(world: World) -> None:
     """What comes before the envelope waits for it; among what waits the order of arrival counts."""
     world.run("ingestion", ALMONER_INGESTION_LINGER_SECONDS="60")

@@ -128,6 +128,16 @@ def test_amend(asked: Amendment, expected: list[tuple[str, str]]) -> None:
     assert (one.beneficiaries, one.declared, one.declared_minor) == (before if expected else wanted)
 
 
+def test_an_amendment_does_not_declare_fewer_people_than_are_there() -> None:
+    def fresh() -> Book:
+        return book(10, 700, received=4, received_minor=300, beneficiaries=10)
+
+    too_few = [("INVALID_NO_OF_BENEFICIARIES", "/number_of_beneficiaries")]
+    assert told(fresh().amend(change(number_of_beneficiaries=2), EVE, people_there=3)) == too_few
+    assert told(fresh().amend(change(number_of_beneficiaries=3), EVE, people_there=3)) == []
+    assert told(fresh().amend(change(schedule_date=date(2026, 12, 1)), EVE, people_there=11)) == []  # not what is asked
+
+
 def test_when_nothing_is_amended_any_more() -> None:
     asked = change(number_of_disbursements=20, schedule_date=date(2026, 12, 1))
     assert told(book().amend(asked, DAY)) == [("DISBURSEMENT_ENVELOPE_DATE_PASSED", "")]
