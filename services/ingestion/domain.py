@@ -48,6 +48,36 @@ FIELD_CODES = {
     "format": "INVALID_STATEMENT",
 }
 
+_WHOLE = "send a whole number from 1 to 100,000,000, without quotes"
+_ID = "send 1 to 64 characters on one line"
+_TEXT = "send at most 200 characters without control characters, or leave it out"
+
+# What to do about a field of the wrong shape, or a missing one, by its code.
+ADVICE = {
+    "INVALID_ENVELOPE_ID": _ID,
+    "INVALID_PROGRAM": "send an object with its id (1 to 64 characters on one line), and its mnemonic if it has one",
+    "INVALID_BENEFIT_CODE": f"send an object with its id and its type, one of {', '.join((*CASH, *GOODS))}",
+    "INVALID_CYCLE": "send an object with its id (1 to 64 characters on one line), and its mnemonic if it has one",
+    "INVALID_DISBURSEMENT_FREQUENCY": "send one of these words, or leave it out",
+    "INVALID_TARGET_REGISTRY": _TEXT,
+    "INVALID_NO_OF_BENEFICIARIES": _WHOLE,
+    "INVALID_NO_OF_DISBURSEMENTS": _WHOLE,
+    "INVALID_DISBURSEMENT_QUANTITY": "send minor units as a whole number from 1 on, without quotes: 1250 for 12.50 EUR",
+    "INVALID_CURRENCY": "send its three capital letters of ISO 4217, such as KES",
+    "INVALID_MEASUREMENT_UNIT": "send a unit of 1 to 20 characters, such as kg, and in unit_scale its decimals, from 0 to 6",
+    "INVALID_DISBURSEMENT_SCHEDULE_DATE": "send a date as YYYY-MM-DD",
+    "INVALID_TIME_ZONE": "send one of the IANA database, such as Africa/Kampala, or leave it out",
+    "INVALID_DISBURSEMENT_ID": f"{_ID}; in a list from 1 to 1,000 of them",
+    "INVALID_BENEFICIARY_ID": _ID,
+    "INVALID_BENEFICIARY_NAME": _TEXT,
+    "INVALID_NARRATIVE": _TEXT,
+    "INVALID_CONTACT": "send an object with email, phone or both in their usual form, or leave it out",
+    "INVALID_REASON": "send why, in 1 to 500 characters",
+    "INVALID_CONTROL_TOTALS": "send how many items there are, from 1 to 1,000",
+    "INVALID_STATEMENT": "send MT940 as text of up to 900,000 characters, what is longer by HTTP",
+    "INVALID_DATA": "send what docs/events.md says of its type",
+}
+
 
 # What an amendment may change, by the name that the publisher gives it.
 AMENDABLE = ("number_of_beneficiaries", "number_of_disbursements", "total_minor", "schedule_date")

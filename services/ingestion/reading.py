@@ -18,6 +18,7 @@ from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.envelope import Attributes, RawMessage, attributes, pointer
 from libs.common.errors import Malformed
 from services.ingestion.domain import (
+    ADVICE,
     AMENDABLE,
     MAX_FAULTS,
     Fault,
@@ -82,7 +83,7 @@ class Reader:
         except RecursionError:
             return self._unreadable(message, received_at, Fault("INVALID_JSON", "", f"nested too deeply; {_CLOUDEVENT}"))
         if len(attrs.id) > NAME_CHARACTERS or len(attrs.source) > NAME_CHARACTERS:
-            text = f"id and source have at most {NAME_CHARACTERS} characters"
+            text = f"id and source have at most {NAME_CHARACTERS} characters; send shorter ones"
             return self._unreadable(message, received_at, Fault("INVALID_CLOUDEVENT", "", text))
         stranger = self._publishers.refusal(attrs.source)
         data, faults, publisher_envelope_id = (
@@ -162,7 +163,7 @@ class Reader:
 
 
 def shape_faults(error: ValidationError) -> list[Fault]:
-    """The faults that the model found, with our codes; never the faulty value itself."""
+    """The faults that the model found, with our codes and what to do; never the faulty value itself."""
     faults = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]:
         loc, message = fault["loc"], fault["msg"]
@@ -172,7 +173,8 @@ def shape_faults(error: ValidationError) -> list[Fault]:
             text = f"{message.removeprefix('Value error, ')}; send what the items come to"
             faults.append(Fault("INVALID_CONTROL_TOTALS", "", text))
         else:
-            faults.append(Fault(field_code(loc), pointer(loc), message))
+            code = field_code(loc)
+            faults.append(Fault(code, pointer(loc), f"{message}; {ADVICE[code]}"))
     return faults
 
 

@@ -214,7 +214,8 @@ _ANSWERS: dict[type[EventData], dict[str, Any]] = {
             {
                 "code": "INVALID_DISBURSEMENT_QUANTITY",
                 "pointer": "/items/2/amount_minor",
-                "message": "Input should be greater than 0",
+                "message": "Input should be greater than 0; "
+                "send minor units as a whole number from 1 on, without quotes: 1250 for 12.50 EUR",
             }
         ],
     },
