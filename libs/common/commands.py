@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from libs.common import deadletters, jobs, workqueue
+from libs.common import deadletters, jobs, restored, workqueue
 from libs.common.consumer import Handler, Routes
 from libs.common.contracts import operator
 from libs.common.contracts.base import EventData
@@ -96,7 +96,14 @@ def _pause(tx: Tx, event: Event[operator.PauseStage]) -> int:
 
 
 def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
-    return tx.run("DELETE FROM paused WHERE stage = %(stage)s", stage=event.data.stage)
+    # After a restore what was asked for in the time that is lost comes again: it must not end the pause that has begun since.
+    return tx.run(
+        """DELETE FROM paused WHERE stage = %(stage)s
+           AND (who <> %(restored)s OR since < to_timestamp(%(sent_ms)s / 1000.0))""",
+        stage=event.data.stage,
+        restored=restored.WHO,
+        sent_ms=event.raw.timestamp_ms,
+    )
 
 
 def _retry(tx: Tx, event: Event[operator.RetryWork]) -> int:

@@ -28,6 +28,7 @@ from libs.common.db import Database, Tx, is_transient
 from libs.common.envelope import Event, RawMessage, attributes, decode
 from libs.common.errors import Fatal, Malformed, Transient
 from libs.common.log import get
+from libs.common.restored import Guard
 from libs.common.retry import backoff_seconds
 
 CONSUME_STAGE = "consume"
@@ -222,12 +223,13 @@ def _counted(kind: str, events: int) -> Iterator[None]:
 class Loop:
     """Polls, folds, commits offsets; `ready` is false while it cannot."""
 
-    def __init__(self, consumer: Consumer, fold: Fold, routes: Routes, group: str, topic_prefix: str) -> None:
+    def __init__(self, consumer: Consumer, fold: Fold, routes: Routes, guard: Guard) -> None:
         self._consumer = consumer
         self._fold = fold
         self._routes = routes
-        self._group = group
-        self._prefix = topic_prefix
+        self._guard = guard
+        self._group = guard.group
+        self._prefix = guard.topic_prefix
         self._commands = f"{fold.database.service}.commands.v1"
         self._assigned: set[tuple[str, int]] = set()
         self._unchecked: set[tuple[str, int]] = set()  # newly assigned: their offsets are to be compared with the data
@@ -440,23 +442,14 @@ class Loop:
             metrics.PARTITIONS.labels(self._group, self._prefix + topic).set(assigned[self._prefix + topic])
 
     def _refuse_lost_data(self) -> None:
-        """Kafka's offsets ahead of those stored with the data: the database was restored to an earlier moment."""
+        """As at the start, of partitions that have come to us since."""
         if not self._unchecked:
             return
-        found = self._fold.database.look("SELECT * FROM consumed")
-        stored = {(row.topic, row.partition): row.next_offset for row in found}
         try:
             committed = self._consumer.committed([TopicPartition(*place) for place in sorted(self._unchecked)], timeout=10)
         except KafkaException as error:
             raise Transient(f"Kafka: {error}") from error
-        for tp in committed:
-            known = stored.get((tp.topic.removeprefix(self._prefix), tp.partition), 0)
-            if tp.offset > known:
-                raise Fatal(
-                    f"{tp.topic}/{tp.partition}: group {self._group} has committed offset {tp.offset}, the data only knows "
-                    f"{known}. The database is older than Kafka's offsets (restored?). Nothing was consumed; see the "
-                    "runbook, 'restored database'."
-                )
+        self._guard.compare(committed)
         self._unchecked.clear()
 
 

@@ -1,12 +1,13 @@
 """Connections to Kafka. Whatever stands in ALMONER_KAFKA_* goes to librdkafka as it is (SASL, TLS and all the rest)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from libs.common.errors import Fatal
+from libs.common.errors import Fatal, Transient
 
 PREFIX = "ALMONER_KAFKA_"
 DURABLE: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}  # of every producer, whatever the environment says
@@ -63,3 +64,20 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
         # get all of the busy topic and the others the idle ones.
         config.setdefault("group.remote.assignor", "range")
     return Consumer(config)
+
+
+def committed(group: str) -> Sequence[TopicPartition]:
+    """All offsets that a group has committed, in one request. Raises Transient where the broker cannot say."""
+    client = AdminClient(connection())  # answers only as long as it is held
+    try:
+        [listed] = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
+        found: list[TopicPartition] = listed.result(timeout=10).topic_partitions
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return []
+        raise Transient(f"Kafka: {error}") from error
+    except TimeoutError as error:
+        raise Transient("Kafka: no answer") from error
+    if unread := [tp for tp in found if tp.error]:
+        raise Transient(f"Kafka: {unread[0].topic}/{unread[0].partition}: {unread[0].error}")
+    return found

@@ -27,6 +27,7 @@ from libs.common.errors import Fatal, Transient
 from libs.common.health import HttpServer
 from libs.common.jobs import Job, JobRunner
 from libs.common.relay import Relay
+from libs.common.restored import Guard
 from libs.common.workqueue import CallOut, Worker
 
 _LIVE_SECONDS = 60
@@ -56,6 +57,7 @@ class Parts:
     http: Sequence[BaseRoute] = ()
     background: Sequence[Callable[[threading.Event], None]] = field(default=())  # loops of the service's own (`work`)
     measures: Sequence[Measure] = ()
+    after_restore: Sequence[CallOut] = ()  # calls that wait for an operator when the database was restored
 
 
 Wire = Callable[[ServiceSettings, Database], Parts]
@@ -108,6 +110,14 @@ class _Process:
         self.database = Database(settings.database_url.get_secret_value(), self.name, pool_size=settings.pool_size)
         self.verb = verb
         self.parts = wire(settings, self.database)
+        self.routes = commands.with_common(self.name, self.parts.routes)
+        self.guard = Guard(
+            self.database,
+            f"{settings.topic_prefix}almoner-{self.name}",
+            settings.topic_prefix,
+            self.routes.topics,
+            self.parts.after_restore,
+        )
         self.loop: consumer.Loop | None = None
         self._wakes: dict[str, Callable[[], None]] = {}
         self.database.wake = self._wake
@@ -129,6 +139,9 @@ class _Process:
         )
         port = http.start()
         self._wait_for_database()
+        if self.stop.is_set():  # before both were there
+            http.stop()
+            return
         threads: list[threading.Thread] = []
         relays: list[threading.Thread] = []
         if self.does("relay"):
@@ -196,11 +209,9 @@ class _Process:
             settings.consume_max_failures,
             settings.consume_breaker,
         )
-        routes = commands.with_common(self.name, self.parts.routes)
-        fold = consumer.Fold(self.database, routes, limits)
-        group = f"{settings.topic_prefix}almoner-{self.name}"
-        client = kafka.consumer(group, f"almoner-{self.name}-{os.getpid()}")
-        self.loop = consumer.Loop(client, fold, routes, group, settings.topic_prefix)
+        fold = consumer.Fold(self.database, self.routes, limits)
+        client = kafka.consumer(self.guard.group, f"almoner-{self.name}-{os.getpid()}")
+        self.loop = consumer.Loop(client, fold, self.routes, self.guard)
         self.loop.run(self.stop)
 
     async def _work(self) -> None:
@@ -230,14 +241,16 @@ class _Process:
                 self._wakes.pop(name, None)
 
     def _wait_for_database(self) -> None:
+        """And for the broker: before anything is called or published, whatever the verb, offsets are compared with the data."""
         while not self.stop.is_set():
             try:
                 with self.database.transaction() as tx:
                     migrate.check_revision(tx.connection, self.name)
+                self.guard.compare(kafka.committed(self.guard.group))
                 inbox.keep_partitions(self.database, utc_now())
                 return
             except Transient as error:
-                _log.warning("waiting for the database", error=str(error))
+                _log.warning("waiting for the database and the broker", error=str(error))
                 self.stop.wait(1.0)
 
     def _keep_house(self) -> None:
@@ -309,7 +322,7 @@ class _Process:
         if self.stop.is_set():
             return "stopping"
         if not self._running:
-            return "waiting for the database"
+            return "waiting for the database and the broker"
         if self.does("consume") and (self.loop is None or not self.loop.ready):
             return "not consuming"
         try:

@@ -354,7 +354,7 @@ class Dispatch(_Call):
             if row.cancelling or answer.value.refused:
                 self._advance(tx, claim, row.envelope_id, cause)
         elif settled.state == "UNKNOWN":
-            store.set_instructions(tx, [number], "UNKNOWN", ("SENDING",))
+            store.set_instructions(tx, [number], "UNKNOWN", ("WAITING", "SENDING"))
             self._say_unknown(tx, number, row.incarnation, answer.code, cause)
             self._advance(tx, claim, row.envelope_id, cause)
         elif isinstance(answer, NotSent) and not claim.ambiguous:

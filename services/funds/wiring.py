@@ -64,6 +64,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
             }
         ),
         callouts=[*calls, orders],
+        after_restore=calls,  # statements may be asked for: they tell what was paid
         jobs=[Job(ADVANCE, decisions.advance), Job(STATEMENT, decisions.close_statement)],
         measures=[Measure("money", settings.money_seconds, read_money), Measure("books", settings.books_seconds, read_books)],
     )

@@ -192,7 +192,7 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(world: World, free_p
     world.publish(IN, Note(number=1), "k")
     world.databases.cut_off(world.name)
     process = world.run("probe", ALMONER_PROBE_HTTP_PORT=str(free_port))
-    world.until(lambda: process.logged("waiting for the database"))
+    world.until(lambda: process.logged("waiting for the database and the broker"))
     process.at(free_port)
     assert process.get("/livez").status_code == 200
     assert process.get("/readyz").status_code == 503
