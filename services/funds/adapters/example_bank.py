@@ -18,6 +18,10 @@ from services.funds.ports import Accepted, Account, Capabilities, Payment, Refus
 _AMOUNTS = {"check_funds": "total_funds_needed", "initiate_payment": "payment_amount"}  # other verbs: "amount"
 Read = Mapping[str, Any] | NotSent | MaybeDone  # what the bank said, if it did
 
+# What says that the request was turned away before anybody acted on it: not understood, not let in, not found, too large, too many.
+# Of any other (a conflict, something locked, gone or too late) a part may be done: docs/adr/0005-unknown-money.md.
+_DID_NOTHING = frozenset({400, 401, 403, 404, 413, 415, 422, 429})
+
 
 class ExampleBank:
     capabilities = Capabilities(block=Repeat.ONCE, dispatch=Repeat.ONCE, release=Repeat.NONE, atomic_list=True)
@@ -106,8 +110,8 @@ def wire_json(body: object, amount: str) -> bytes:
 
 
 def read_response(status_code: int, content: bytes) -> Read:
-    """The JSON object of an answer. A request the bank calls wrong did nothing; any other status may have."""
-    if 400 <= status_code < 500 and status_code not in (408, 409):
+    """The JSON object of an answer. A request that was turned away did nothing; any other status may have."""
+    if status_code in _DID_NOTHING:
         return NotSent(f"HTTP_{status_code}", "the bank refused the request itself")  # its words may quote people and accounts
     if status_code != 200:
         return MaybeDone(f"HTTP_{status_code}", "no answer that says what was done")
