@@ -1,6 +1,7 @@
 """What operators may ask of every service, and what each command leaves: an audit row, and a fact which says the same."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from libs.common import deadletters, jobs, restored, workqueue
@@ -83,12 +84,15 @@ def with_common(service: str, routes: Routes) -> Routes:
     own: dict[tuple[str, type[EventData]], Handler] = {
         (topic, model): audited(act) for model, act in common.items() if model in offered
     }
-    return Routes({**own, **routes.handlers}, routes.doors)
+    return replace(routes, handlers={**own, **routes.handlers})
 
 
 def _pause(tx: Tx, event: Event[operator.PauseStage]) -> int:
+    # Whoever resumes a stage that was paused for several reasons must know all of them.
     return tx.run(
-        "INSERT INTO paused (stage, who, why) VALUES (%(stage)s, %(who)s, %(why)s) ON CONFLICT (stage) DO NOTHING",
+        """INSERT INTO paused AS p (stage, who, why) VALUES (%(stage)s, %(who)s, %(why)s)
+           ON CONFLICT (stage) DO UPDATE SET why = p.why || '; ' || excluded.who || ': ' || excluded.why
+           WHERE strpos(p.why, excluded.why) = 0 AND length(p.why) < 5000""",
         stage=event.data.stage,
         who=event.data.who,
         why=event.data.why,

@@ -36,6 +36,7 @@ _SPARE_SECONDS = 3.0  # without any partition, after which a replica counts as a
 
 Handler = Callable[[Tx, Sequence[Event[Any]]], None]
 DoorHandler = Callable[[Tx, Sequence[RawMessage]], None]
+Aside = Callable[[Tx, RawMessage], None]
 
 _log = get("consumer")
 
@@ -47,6 +48,7 @@ class Routes:
 
     handlers: dict[tuple[str, type[EventData]], Handler]
     doors: dict[str, DoorHandler] = field(default_factory=dict)
+    aside: Aside | None = None  # told of each message that becomes a dead letter, in the same transaction
 
     @property
     def topics(self) -> list[str]:
@@ -106,7 +108,7 @@ class Fold:
                         self._handle(tx, [message])
                     bad_in_a_row = 0
                 except Malformed as error:
-                    deadletters.set_aside(tx, self.database.service, message, error.code, str(error))
+                    self._set_aside(tx, message, error.code, str(error))
                     bad_in_a_row += 1
                 consumed += 1
                 if bad_in_a_row >= self.limits.breaker:
@@ -134,9 +136,14 @@ class Fold:
                     raise
                 with self.database.transaction() as tx:
                     text = f"{type(error).__name__} in {failures} deliveries"
-                    deadletters.set_aside(tx, self.database.service, message, "QUARANTINED", text, failures)
+                    self._set_aside(tx, message, "QUARANTINED", text, failures)
                     self._store_offsets(tx, [message])
         return len(messages)
+
+    def _set_aside(self, tx: Tx, message: RawMessage, code: str, text: str, deliveries: int = 1) -> None:
+        deadletters.set_aside(tx, self.database.service, message, code, text, deliveries)
+        if self._routes.aside is not None:
+            self._routes.aside(tx, message)
 
     def _handle(self, tx: Tx, messages: Sequence[RawMessage]) -> None:
         # There is no order between topics; within a topic runs of one type keep the order of what was polled.

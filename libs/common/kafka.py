@@ -68,7 +68,7 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
 
 def committed(group: str) -> Sequence[TopicPartition]:
     """All offsets that a group has committed, in one request. Raises Transient where the broker cannot say."""
-    client = AdminClient(connection())  # answers only as long as it is held
+    client = AdminClient({"log_level": 4, **connection()})  # answers only as long as it is held; that it ends is no news
     try:
         [listed] = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
         found: list[TopicPartition] = listed.result(timeout=10).topic_partitions

@@ -38,8 +38,9 @@ class Outbox:
         self._service = service
         self._source = f"almoner/{service}"
 
-    def append(self, tx: Tx, events: Sequence[Outgoing]) -> None:
-        """One statement for all events. Raises ValueError for an event over the limit: cut smaller chunks."""
+    def append(self, tx: Tx, events: Sequence[Outgoing], owner: str = "") -> None:
+        """One statement for all events. Raises ValueError for an event over the limit: cut smaller chunks. `owner` of the topic is
+        another service where that is told to do something."""
         rows = []
         for event in events:
             body = event.data.model_dump_json().encode()
@@ -50,7 +51,7 @@ class Outbox:
             )
             rows.append(
                 (
-                    topic_of(self._service, type(event.data)),
+                    topic_of(owner or self._service, type(event.data)),
                     event.key.encode(),
                     dump_headers({name: value.encode() for name, value in headers.items()}),
                     body,

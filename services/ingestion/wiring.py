@@ -17,6 +17,7 @@ from services.ingestion.config import Settings
 from services.ingestion.cutting import CUT, EXPIRE_PARKED, Cutting
 from services.ingestion.doors import INBOX_DISBURSEMENTS, INBOX_ENVELOPES, Doors
 from services.ingestion.handlers import Handlers
+from services.ingestion.lost import Lost
 from services.ingestion.statements import READ_STATEMENT, Statements
 
 
@@ -50,6 +51,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 INBOX_DISBURSEMENTS: doors.receive,
                 "ingestion.inbox-statements.v1": doors.receive,
             },
+            Lost(outbox).pause_dispatch,
         ),
         jobs=[
             Job(CUT, cutting.cut),

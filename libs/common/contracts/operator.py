@@ -31,7 +31,8 @@ class CommandHandled(EventData):
 
 
 class PauseStage(Command):
-    """Stop a stage: `consume` (all topics but commands) or a kind of outside call."""
+    """Stop a stage: `consume` (all topics but commands) or a kind of outside call. Ingestion sends it to funds for `dispatch` where
+    it has set aside what cancels or amends."""
 
     TYPE = "almoner.operator.PauseStage.v1"
     stage: str
