@@ -47,6 +47,7 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
     SERVICE: ClassVar[str]
+    REQUESTS: ClassVar[Mapping[str, int]] = {}  # kind of call -> how many requests, one after the other, it may take; else one
 
     database_url: SecretStr = Field(description="SQLAlchemy URL; ALMONER_<SERVICE>_DATABASE_URL, else DATABASE_URL")
     topic_prefix: str = Field(default="", description="before every topic and group, where a cluster is shared")
@@ -57,7 +58,12 @@ class ServiceSettings(BaseSettings):
     http_port: int = Field(default=0, ge=0, le=65535, description="health and metrics; 0 picks a free one")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, and worse")
     pool_size: int = Field(default=10, ge=2, le=100, description="database connections")
-    shutdown_seconds: float = Field(default=25.0, gt=0, description="drain, commit, leave the group; then the process ends")
+    shutdown_seconds: float = Field(
+        default=25.0,
+        gt=0,
+        description="drain, commit, leave the group; then the process ends. Outlasts the longest call; where it runs, the grace "
+        "between SIGTERM and SIGKILL (Kubernetes: terminationGracePeriodSeconds, 30 by default) must outlast it by 5 s",
+    )
     measure_seconds: float = Field(
         default=5.0, gt=0, le=60, description="between two looks at what the gauges of /metrics show"
     )
@@ -74,23 +80,45 @@ class ServiceSettings(BaseSettings):
         parse_keys(value.get_secret_value())
         return value
 
+    @classmethod
+    def _kinds(cls) -> Iterator[str]:
+        """The kinds of outside call this service makes."""
+        return (name.removesuffix("_lease_seconds") for name in cls.model_fields if name.endswith("_lease_seconds"))
+
     @model_validator(mode="after")
     def _leases_outlast_calls(self) -> Self:
-        for name in type(self).model_fields:
-            kind, lease, rest = name.partition("_lease_seconds")
-            if not lease or rest:
-                continue
+        for kind in self._kinds():
             limits = self.limits(kind)
             if limits.lease_seconds <= limits.timeout_seconds + workqueue.MARGIN_SECONDS:
                 raise PydanticCustomError(
                     "lease",
                     "{lease}={seconds}: Should be more than {margin} s longer than {timeout}={timeout_seconds}",
                     {
-                        "lease": self.variable(name),
+                        "lease": self.variable(f"{kind}_lease_seconds"),
                         "seconds": limits.lease_seconds,
                         "margin": workqueue.MARGIN_SECONDS,
                         "timeout": self.variable(f"{kind}_timeout_seconds"),
                         "timeout_seconds": limits.timeout_seconds,
+                    },
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stops_outlast_calls(self) -> Self:
+        """A call that was begun just before the stop still has its answer: cut off, what it did would be unknown."""
+        for kind in self._kinds():
+            requests, timeout_seconds = self.REQUESTS.get(kind, 1), self.limits(kind).timeout_seconds
+            if self.shutdown_seconds <= requests * timeout_seconds + workqueue.MARGIN_SECONDS:
+                raise PydanticCustomError(
+                    "shutdown",
+                    "{shutdown}={seconds}: Should be more than {margin} s longer than {times}{timeout}={timeout_seconds}",
+                    {
+                        "shutdown": self.variable("shutdown_seconds"),
+                        "seconds": self.shutdown_seconds,
+                        "margin": workqueue.MARGIN_SECONDS,
+                        "times": f"{requests} times " if requests > 1 else "",
+                        "timeout": self.variable(f"{kind}_timeout_seconds"),
+                        "timeout_seconds": timeout_seconds,
                     },
                 )
         return self

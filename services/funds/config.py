@@ -38,6 +38,7 @@ class Sponsor(BaseModel):
 
 class Settings(ServiceSettings):
     SERVICE = "funds"
+    REQUESTS = dict.fromkeys(("block", "dispatch", "release"), 2)  # a bank with keys is asked first what became of a call
 
     banks: dict[str, BankSettings] = Field(description="JSON: bank code -> {adapter, url}")
     sponsors: dict[str, Sponsor] = Field(description='JSON: "<programme id>/<benefit code id>" or "default" -> account')
@@ -68,7 +69,7 @@ class Settings(ServiceSettings):
     block_concurrency: Concurrency = 4
     block_claim_max_calls: ClaimMaxCalls = 100
     block_poll_seconds: PollSeconds = 0.5
-    block_timeout_seconds: TimeoutSeconds = 25
+    block_timeout_seconds: TimeoutSeconds = 10
     block_lease_seconds: LeaseSeconds = 60
     block_max_attempts: MaxAttempts = 3
     block_backoff_first_seconds: BackoffFirstSeconds = 1
@@ -77,7 +78,7 @@ class Settings(ServiceSettings):
     dispatch_concurrency: Concurrency = 4
     dispatch_claim_max_calls: ClaimMaxCalls = 100
     dispatch_poll_seconds: PollSeconds = 0.5
-    dispatch_timeout_seconds: TimeoutSeconds = 25
+    dispatch_timeout_seconds: TimeoutSeconds = 10
     dispatch_lease_seconds: LeaseSeconds = 60
     dispatch_max_attempts: MaxAttempts = 3
     dispatch_backoff_first_seconds: BackoffFirstSeconds = 1
@@ -86,7 +87,7 @@ class Settings(ServiceSettings):
     order_concurrency: Concurrency = 2
     order_claim_max_calls: ClaimMaxCalls = 100
     order_poll_seconds: PollSeconds = 0.5
-    order_timeout_seconds: TimeoutSeconds = 25
+    order_timeout_seconds: TimeoutSeconds = 20
     order_lease_seconds: LeaseSeconds = 60
     order_max_attempts: MaxAttempts = 5
     order_backoff_first_seconds: BackoffFirstSeconds = 1
@@ -95,7 +96,7 @@ class Settings(ServiceSettings):
     release_concurrency: Concurrency = 4
     release_claim_max_calls: ClaimMaxCalls = 100
     release_poll_seconds: PollSeconds = 0.5
-    release_timeout_seconds: TimeoutSeconds = 25
+    release_timeout_seconds: TimeoutSeconds = 10
     release_lease_seconds: LeaseSeconds = 60
     release_max_attempts: MaxAttempts = 3
     release_backoff_first_seconds: BackoffFirstSeconds = 1

@@ -17,7 +17,8 @@ class Request:
 
 class OtherSide:
     """A subject which begins with `cut-` has its connection cut after the request was read, `error-` is HTTP 500, `hang-` is
-    answered at `release()`, `slow-` after 0.3 s; all others at once. What is asked again after `mend()` is answered well."""
+    answered at `release()`, `slow-` after 0.3 s, `late-` after 1.7 s; all others at once. What is asked again after `mend()` is
+    answered well."""
 
     def __init__(self, port: int = 0) -> None:
         self.requests: list[Request] = []
@@ -53,8 +54,8 @@ class OtherSide:
         behave = "" if self._mended else subject.partition("-")[0]
         if behave == "hang":
             self._released.wait(60)
-        if behave == "slow":
-            self._released.wait(0.3)
+        if behave in ("slow", "late"):
+            self._released.wait(0.3 if behave == "slow" else 1.7)
         with self._lock:
             self.open -= 1
         if behave == "cut":

@@ -303,17 +303,30 @@ def test_a_graceful_stop_drains_commits_and_leaves_the_group(world: World, other
     assert len(other_side.requests) == 1
 
 
-def test_a_stop_that_takes_too_long_ends_the_process_with_an_error(world: World, other_side: OtherSide) -> None:
-    world.publish(IN, Ask(subjects=["hang-1"]), "k")
+def test_a_stop_waits_for_a_call_that_takes_nearly_its_time_out(world: World, other_side: OtherSide) -> None:
+    world.publish(IN, Ask(subjects=["late-1"]), "k")
     process = world.run(
         "probe",
         ALMONER_PROBE_URL=other_side.url,
-        ALMONER_PROBE_ASK_TIMEOUT_SECONDS="20",
-        ALMONER_PROBE_ASK_LEASE_SECONDS="30",
-        ALMONER_PROBE_SHUTDOWN_SECONDS="1",
+        ALMONER_PROBE_ASK_AGAIN="false",  # cut off, it would be unknown
+        ALMONER_PROBE_ASK_TIMEOUT_SECONDS="2",
+        ALMONER_PROBE_ASK_LEASE_SECONDS="5",
+        ALMONER_PROBE_SHUTDOWN_SECONDS="4.1",
     )
-    world.until(lambda: other_side.requests)
-    assert process.stop() == 1
+    world.until(lambda: other_side.asked("late-1"))
+    assert process.stop() == 0, process.log_text()
+    assert [(row.state, row.attempts_started) for row in world.sql("probe", "SELECT * FROM work")] == [("DONE", 1)]
+    assert len(other_side.requests) == 1
+
+
+def test_a_stop_that_takes_too_long_ends_the_process_with_an_error(world: World, other_side: OtherSide) -> None:
+    process = world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_SHUTDOWN_SECONDS="3.1")
+    with world._engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN; LOCK TABLE probe.settled IN EXCLUSIVE MODE")  # no answer can be stored
+        world.publish(IN, Ask(subjects=["a"]), "k")
+        world.until(lambda: other_side.requests)
+        assert process.stop() == 1
+        connection.exec_driver_sql("ROLLBACK")
     assert process.logged("stopped")[0]["not_drained"] == ["work"]
     assert world.sql("probe", "SELECT state FROM work")[0].state == "CLAIMED"  # its lease will tell
 

@@ -57,6 +57,7 @@ def test_what_waits_is_as_old_as_its_oldest_row(world: World, other_side: OtherS
         ALMONER_PROBE_URL=other_side.url,
         ALMONER_PROBE_ASK_TIMEOUT_SECONDS="300",
         ALMONER_PROBE_ASK_LEASE_SECONDS="400",
+        ALMONER_PROBE_SHUTDOWN_SECONDS="310",
     )
     world.until(lambda: process.metric("almoner_work_rows", kind="ask", state="CLAIMED") == 1)
     for stage in ("ask", "decide"):

@@ -166,7 +166,16 @@ def test_a_rule_over_two_settings_names_both_and_no_secret() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "ALMONER_FUNDS_BLOCK_LEASE_SECONDS=10.0: Should be more than 2.0 s longer than "
-        "ALMONER_FUNDS_BLOCK_TIMEOUT_SECONDS=25.0\n"
+        "ALMONER_FUNDS_BLOCK_TIMEOUT_SECONDS=10.0\n"
+    )
+
+
+def test_no_service_may_be_stopped_within_a_call_of_its_defaults() -> None:
+    done = forked.run("services.funds", ["run"], {**GOOD, "ALMONER_FUNDS_DISPATCH_TIMEOUT_SECONDS": "11.5"})
+    assert done.returncode == 2
+    assert done.stderr == (
+        "ALMONER_FUNDS_SHUTDOWN_SECONDS=25.0: Should be more than 2.0 s longer than 2 times "
+        "ALMONER_FUNDS_DISPATCH_TIMEOUT_SECONDS=11.5\n"
     )
 
 

@@ -20,9 +20,12 @@ KEYS = "k1:" + base64.b64encode(bytes(32)).decode()
 
 class Settings(ServiceSettings):
     SERVICE = "demo"
+    REQUESTS = {"pay": 2}
     pay_concurrency: int = Field(default=7, ge=1)
     pay_timeout_seconds: float = 3.0
     pay_lease_seconds: float = 60.0
+    ask_timeout_seconds: float = 3.0
+    ask_lease_seconds: float = 60.0
     pay_tokens: dict[str, str] = {}
     pay_password: SecretStr = SecretStr("")
 
@@ -60,6 +63,16 @@ def test_a_services_own_variable_wins_over_the_shared_one(environment: pytest.Mo
             "ALMONER_DEMO_PAY_LEASE_SECONDS",
             "5",
             "ALMONER_DEMO_PAY_LEASE_SECONDS=5.0: Should be more than 2.0 s longer than ALMONER_DEMO_PAY_TIMEOUT_SECONDS=3.0",
+        ),
+        (
+            "ALMONER_SHUTDOWN_SECONDS",
+            "8",
+            "ALMONER_SHUTDOWN_SECONDS=8.0: Should be more than 2.0 s longer than 2 times ALMONER_DEMO_PAY_TIMEOUT_SECONDS=3.0",
+        ),
+        (
+            "ALMONER_DEMO_ASK_TIMEOUT_SECONDS",
+            "23",
+            "ALMONER_DEMO_SHUTDOWN_SECONDS=25.0: Should be more than 2.0 s longer than ALMONER_DEMO_ASK_TIMEOUT_SECONDS=23.0",
         ),
         (
             "ALMONER_DEMO_PAY_TIMEOUT",
