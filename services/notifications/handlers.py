@@ -1,7 +1,8 @@
-"""Who is to be told what, event by event. Goods: everybody, once allocated. Cash: an agency once the bank has its instruction, a
-person once the bank's statement shows the debit; nobody is told of money that may not come."""
+"""Who is to be told what, event by event. Goods: everybody, once allocated. Cash: an agency once the bank has its instruction, or
+the bank's statement shows that it was paid all the same; a person once the statement shows the debit. Nobody is told of money that
+may not come."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -23,7 +24,7 @@ from services.notifications import domain, store
 from services.notifications.config import Settings
 from services.notifications.domain import Delivery
 from services.notifications.saying import said
-from services.notifications.store import Changed, NewMailing, Notice, Paid, Planned
+from services.notifications.store import AgencyList, Changed, NewMailing, Notice, Paid, Person, Planned
 
 SERVICE = "notifications"
 COMPOSE = "compose"
@@ -33,10 +34,11 @@ _STEPS = {PaymentsDispatched: DISPATCHED, PaymentsConfirmed: CONFIRMED}
 
 def notice_id(one: Planned) -> UUID:
     """The same subject and kind have the same id, whoever says so and how often: that is what makes it one notice. A disbursement
-    is known within its envelope, a place within a part (of goods) or an instruction (of cash)."""
+    is known within its envelope, a place within a part (of goods) or a list of an instruction (of cash), which mostly has but one."""
     if one.kind == "BENEFICIARY":
         return derived_id("notice", one.kind, one.header.envelope_id, one.subject, one.serial)
     where = f"part {one.part}" if one.instruction is None else f"instruction {one.instruction}"
+    where += f" list {one.list_number}" if one.list_number > 1 else ""
     return derived_id("notice", one.kind, one.header.batch_id, where, one.subject, one.page, one.serial)
 
 
@@ -69,8 +71,9 @@ class Handlers:
         self._keep(tx, events, {})
 
     def on_payments(self, tx: Tx, events: Sequence[Event[Any]]) -> None:
-        """Payments were dispatched (agencies are told of those) or confirmed (people are told). Whose part is not here yet waits."""
-        told = [event for event in events if isinstance(event.data, PaymentsConfirmed) or _pays_agencies(event.data)]
+        """Payments were dispatched (agencies are told of those) or confirmed (people are told, and agencies that were not yet). Whose
+        part is not here yet waits."""
+        told = [event for event in events if isinstance(event.data, PaymentsConfirmed) or _pays_agencies(event.data.header)]
         if not told:
             return
         _lock(tx, told)
@@ -128,25 +131,26 @@ class Handlers:
     ) -> None:
         """Make the notices of those payments whose people are here; the others wait."""
         here = store.people(tx, [(paid.batch_id, paid.disbursement_ids) for paid in payments])
+        found = [(paid, [here.get((paid.batch_id, one)) for one in paid.disbursement_ids]) for paid in payments]
+        # An agency is told of its list as a whole: all that is known of an instruction waits for those who are not here.
+        late = {(paid.batch_id, paid.instruction) for paid, people in found if None in people}
         planned: list[Planned] = []
         waiting: list[Paid] = []
-        lists: list[tuple[Paid, list[str], list[int]]] = []
-        for paid in payments:
-            people = [here.get((paid.batch_id, one)) for one in paid.disbursement_ids]
+        lists: list[tuple[Paid, list[Person]]] = []
+        for paid, people in found:
+            header = headers[paid.batch_id]
             if paid.step == CONFIRMED:
                 for one, person in zip(paid.disbursement_ids, people, strict=True):
                     if person is not None:
-                        header = headers[paid.batch_id]
                         planned.append(_planned(header, "BENEFICIARY", one, person.beneficiary_id, part=person.part))
-                missing = [index for index, person in enumerate(people) if person is None]
-                if missing:
-                    ids, amounts = [paid.disbursement_ids[n] for n in missing], [paid.amounts[n] for n in missing]
-                    waiting.append(replace(paid, disbursement_ids=ids, amounts=amounts))
-            elif None in people:
-                waiting.append(paid)  # an agency is told of its list as a whole
-            else:
-                known = [person for person in people if person is not None]
-                lists.append((paid, [person.agency_id or "" for person in known], sorted({person.part for person in known})))
+            if _pays_agencies(header):
+                if (paid.batch_id, paid.instruction) in late:
+                    waiting.append(paid)
+                else:
+                    lists.append((paid, [person for person in people if person is not None]))
+            elif missing := [index for index, person in enumerate(people) if person is None]:
+                ids, amounts = [paid.disbursement_ids[n] for n in missing], [paid.amounts[n] for n in missing]
+                waiting.append(replace(paid, disbursement_ids=ids, amounts=amounts))
         planned += self._of_instructions(tx, lists, headers)
         if waiting:
             store.park(tx, waiting)
@@ -156,20 +160,32 @@ class Handlers:
         self._make(tx, [(notice, causes[notice.header.batch_id]) for notice in planned])
 
     def _of_instructions(
-        self, tx: Tx, lists: Sequence[tuple[Paid, list[str], list[int]]], headers: Mapping[UUID, BatchHeader]
+        self, tx: Tx, payments: Sequence[tuple[Paid, list[Person]]], headers: Mapping[UUID, BatchHeader]
     ) -> list[Planned]:
-        """What each agency is paid by new instructions, in pages."""
-        if not lists:
+        """Whom each agency is paid for and was not told of yet, in pages. Mostly that is all of an instruction, once it is dispatched.
+        But a statement may show what the bank had refused, or what nobody knew to be dispatched: that is a further list."""
+        if not payments:
             return []
-        new = store.add_instructions(tx, lists)
-        found: list[Planned] = []
-        for paid, agencies, _ in lists:
-            if (paid.batch_id, paid.instruction) in new:
-                for agency in dict.fromkeys(agencies):
-                    size = self._settings.agency_page_items
-                    count = agencies.count(agency)
-                    found += _paged(headers[paid.batch_id], agency, count, size, instruction=paid.instruction)
-        return found
+        listed = store.listed(tx, {(paid.batch_id, paid.instruction) for paid, _ in payments})
+        lists: dict[tuple[UUID, int], AgencyList] = {}
+        for paid, people in payments:
+            key = paid.batch_id, paid.instruction
+            before, known = listed.get(key, (0, set()))
+            new = lists.setdefault(key, AgencyList(*key, before + 1))
+            for one, minor, person in zip(paid.disbursement_ids, paid.amounts, people, strict=True):
+                if one not in known:
+                    new.shares[one] = (minor, person.agency_id or "", person.part)
+        some = [one for one in lists.values() if one.shares]
+        store.add_lists(tx, some)
+        size = self._settings.agency_page_items
+        return [
+            notice
+            for one in some
+            for agency, count in Counter(agency for _, agency, _ in one.shares.values()).items()
+            for notice in _paged(
+                headers[one.batch_id], agency, count, size, instruction=one.instruction, list_number=one.list_number
+            )
+        ]
 
     def _make(self, tx: Tx, planned: Sequence[tuple[Planned, Cause]]) -> None:
         """Notices that are not there yet become mailings, or are recorded as not to be sent."""
@@ -195,7 +211,7 @@ class Handlers:
             code = domain.SUPPRESSED if channel is None else ""
             if (notice.kind, notice.party) in muted:
                 channel, code = None, domain.SUBJECT_SUPPRESSED
-            where = notice.header.batch_id, notice.part, notice.instruction, notice.page_items
+            where = notice.header.batch_id, notice.part, notice.instruction, notice.list_number, notice.page_items
             groups.setdefault((*where, notice.kind, channel, code), []).append((notice, cause))
         mailings: list[NewMailing] = []
         causes: list[Cause] = []
@@ -336,6 +352,7 @@ def _successor(notice: Notice) -> Planned:
         notice.party,
         part=notice.part,
         instruction=notice.instruction,
+        list_number=notice.list_number,
         page=notice.page,
         pages=notice.pages,
         page_items=notice.page_items,
@@ -344,8 +361,8 @@ def _successor(notice: Notice) -> Planned:
     )
 
 
-def _pays_agencies(data: Payments) -> bool:
-    return data.header.benefit_type == "CASH_PHYSICAL"
+def _pays_agencies(header: BatchHeader) -> bool:
+    return header.benefit_type == "CASH_PHYSICAL"
 
 
 def _paid(data: Payments) -> Paid:

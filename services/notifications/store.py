@@ -22,7 +22,7 @@ _MAX_BODY_BYTES = 8_000_000
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A notice to be made. `party`: the subject, or whom a disbursement is for. Of a part, or of an agency's instruction."""
+    """A notice to be made. `party`: the subject, or whom a disbursement is for. Of a part, or of a list of an instruction."""
 
     notice_id: UUID
     header: BatchHeader
@@ -31,6 +31,7 @@ class Planned:
     party: str
     part: int | None = None
     instruction: int | None = None
+    list_number: int = 1
     page: int = 1
     pages: int = 1
     page_items: int = 1
@@ -209,24 +210,51 @@ def header_of(tx: Tx, batch_id: UUID) -> BatchHeader:
     return BatchHeader.model_validate_json(row.header)
 
 
-def add_instructions(tx: Tx, found: Sequence[tuple[Paid, list[str], list[int]]]) -> set[tuple[UUID, int]]:
-    """(payments, the agency of each, the parts they are in). Returns those that are new."""
-    rows = tx.rows(
-        """INSERT INTO instructions (batch_id, instruction, disbursement_ids, amounts, agency_ids, parts)
-           SELECT batch_id, instruction, ARRAY(SELECT jsonb_array_elements_text(d)),
+@dataclass(frozen=True, slots=True)
+class AgencyList:
+    """Whom agencies are paid for by an instruction. `shares`: disbursement -> (amount, agency, part)."""
+
+    batch_id: UUID
+    instruction: int
+    list_number: int  # 1, 2, … within the instruction
+    shares: dict[str, tuple[int, str, int]] = field(default_factory=dict)
+
+
+def listed(tx: Tx, instructions: Iterable[tuple[UUID, int]]) -> dict[tuple[UUID, int], tuple[int, set[str]]]:
+    """Of those of (batch, instruction) with lists: how many, and whose disbursements are in them."""
+    pairs = list(instructions)
+    rows = tx.tuples(
+        """SELECT batch_id, instruction, list_number, disbursement_ids FROM instructions
+           JOIN unnest(%(batches)s::uuid[], %(instructions)s::bigint[]) AS w (batch_id, instruction) USING (batch_id, instruction)
+           ORDER BY list_number""",
+        batches=[batch_id for batch_id, _ in pairs],
+        instructions=[instruction for _, instruction in pairs],
+    )
+    found: dict[tuple[UUID, int], tuple[int, set[str]]] = {}
+    for batch_id, instruction, number, ids in rows:
+        _, before = found.get((batch_id, instruction), (0, set()))
+        found[batch_id, instruction] = number, before.union(ids)
+    return found
+
+
+def add_lists(tx: Tx, lists: Sequence[AgencyList]) -> None:
+    """Guard: the key. Whoever would list the same people at the same moment fails, and finds them listed when it tries again."""
+    tx.run(
+        """INSERT INTO instructions (batch_id, instruction, list_number, disbursement_ids, amounts, agency_ids, parts)
+           SELECT batch_id, instruction, list_number, ARRAY(SELECT jsonb_array_elements_text(d)),
                   ARRAY(SELECT value::bigint FROM jsonb_array_elements_text(m)), ARRAY(SELECT jsonb_array_elements_text(a)),
                   ARRAY(SELECT value::int FROM jsonb_array_elements_text(p))
-           FROM unnest(%(batches)s::uuid[], %(instructions)s::bigint[], %(disbursements)s::jsonb[], %(amounts)s::jsonb[],
-                       %(agencies)s::jsonb[], %(parts)s::jsonb[]) AS new (batch_id, instruction, d, m, a, p)
-           ON CONFLICT (batch_id, instruction) DO NOTHING RETURNING batch_id, instruction""",
-        batches=[paid.batch_id for paid, *_ in found],
-        instructions=[paid.instruction for paid, *_ in found],
-        disbursements=[_json(paid.disbursement_ids) for paid, *_ in found],
-        amounts=[_json(paid.amounts) for paid, *_ in found],
-        agencies=[_json(agencies) for _, agencies, _ in found],
-        parts=[_json(parts) for *_, parts in found],
+           FROM unnest(%(batches)s::uuid[], %(instructions)s::bigint[], %(numbers)s::int[], %(disbursements)s::jsonb[],
+                       %(amounts)s::jsonb[], %(agencies)s::jsonb[], %(parts)s::jsonb[])
+                AS new (batch_id, instruction, list_number, d, m, a, p)""",
+        batches=[one.batch_id for one in lists],
+        instructions=[one.instruction for one in lists],
+        numbers=[one.list_number for one in lists],
+        disbursements=[_json(list(one.shares)) for one in lists],
+        amounts=[_json([minor for minor, *_ in one.shares.values()]) for one in lists],
+        agencies=[_json([agency for _, agency, _ in one.shares.values()]) for one in lists],
+        parts=[_json(sorted({part for *_, part in one.shares.values()})) for one in lists],
     )
-    return {(row.batch_id, row.instruction) for row in rows}
 
 
 # --- notices and mailings ---------------------------------------------------------------------------------------------
@@ -256,14 +284,16 @@ def add_mailings(tx: Tx, mailings: Sequence[NewMailing]) -> list[int]:
     ]
     firsts = [mailing.notices[0] for mailing in mailings]
     tx.run(
-        """INSERT INTO mailings (mailing, envelope_id, batch_id, part, instruction, page_items, kind, channel)
+        """INSERT INTO mailings (mailing, envelope_id, batch_id, part, instruction, list_number, page_items, kind, channel)
            SELECT * FROM unnest(%(numbers)s::bigint[], %(envelopes)s::uuid[], %(batches)s::uuid[], %(parts)s::int[],
-                       %(instructions)s::bigint[], %(page_items)s::int[], %(kinds)s::text[], %(channels)s::text[])""",
+                       %(instructions)s::bigint[], %(lists)s::int[], %(page_items)s::int[], %(kinds)s::text[],
+                       %(channels)s::text[])""",
         numbers=numbers,
         envelopes=[first.header.envelope_id for first in firsts],
         batches=[first.header.batch_id for first in firsts],
         parts=[first.part for first in firsts],
         instructions=[first.instruction for first in firsts],
+        lists=[first.list_number for first in firsts],
         page_items=[first.page_items for first in firsts],
         kinds=[first.kind for first in firsts],
         channels=[mailing.channel for mailing in mailings],
@@ -387,7 +417,8 @@ def _complete(tx: Tx, rows: Sequence[Any], *, pending_only: bool) -> dict[int, M
         mailings[found.mailing].notices.append(row)
     for found in tx.rows(
         """SELECT m.mailing, p.body, i.disbursement_ids, i.amounts, i.agency_ids
-           FROM mailings m LEFT JOIN instructions i ON i.batch_id = m.batch_id AND i.instruction = m.instruction
+           FROM mailings m
+           LEFT JOIN instructions i ON (i.batch_id, i.instruction, i.list_number) = (m.batch_id, m.instruction, m.list_number)
            JOIN parts p ON p.batch_id = m.batch_id AND (p.part = m.part OR p.part = ANY(i.parts))
            WHERE m.mailing = ANY(%(ids)s::bigint[]) ORDER BY m.mailing, p.part""",
         ids=numbers,
@@ -463,8 +494,9 @@ def split_off(tx: Tx, from_mailing: int, groups: Sequence[Sequence[UUID]], wait_
         row[0] for row in tx.tuples("SELECT nextval('mailing_numbers') FROM generate_series(1, %(count)s)", count=len(groups))
     ]
     tx.run(
-        """INSERT INTO mailings (mailing, envelope_id, batch_id, part, instruction, page_items, kind, channel, not_before)
-           SELECT number, envelope_id, batch_id, part, instruction, page_items, kind, channel,
+        """INSERT INTO mailings (mailing, envelope_id, batch_id, part, instruction, list_number, page_items, kind, channel,
+                  not_before)
+           SELECT number, envelope_id, batch_id, part, instruction, list_number, page_items, kind, channel,
                   clock_timestamp() + make_interval(secs => %(wait)s)
            FROM mailings, unnest(%(numbers)s::bigint[]) AS n (number) WHERE mailing = %(mailing)s""",
         mailing=from_mailing,
@@ -497,6 +529,7 @@ class Notice:
     header: BatchHeader
     part: int | None
     instruction: int | None
+    list_number: int
     page_items: int
     party: str
     page: int
@@ -515,7 +548,7 @@ def locked(tx: Tx, notice_ids: Sequence[UUID]) -> list[Notice]:
     )
     # A statement of its own: it sees what was committed while we waited for the locks.
     rows = tx.rows(
-        """SELECT n.*, m.channel, m.kind, m.part, m.instruction, m.page_items, b.header,
+        """SELECT n.*, m.channel, m.kind, m.part, m.instruction, m.list_number, m.page_items, b.header,
                 EXISTS (SELECT FROM notices r WHERE r.replaces = n.notice_id) AS replaced
             FROM notices n JOIN mailings m USING (mailing) JOIN batches b USING (batch_id)
             WHERE n.notice_id = ANY(%(ids)s::uuid[]) ORDER BY n.mailing, n.position""",
@@ -530,6 +563,7 @@ def locked(tx: Tx, notice_ids: Sequence[UUID]) -> list[Notice]:
             BatchHeader.model_validate_json(row.header),
             row.part,
             row.instruction,
+            row.list_number,
             row.page_items,
             row.party,
             row.page,

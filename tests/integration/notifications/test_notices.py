@@ -1,12 +1,17 @@
 """Who is told what, and when: goods at once, cash when it is paid, each once; and what is not told, with a reason."""
 
+from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
+from libs.common.contracts.base import EventData
 from libs.common.contracts.notifications import NoticesSuppressed
+from libs.common.contracts.operator import SendNotices
 from libs.local.client import MailAdmin, NovuAdmin
 from tests.integration.notifications.batches import (
+    COMMANDS,
     NOTICES,
     Batch,
     idle,
@@ -84,16 +89,94 @@ def test_agency_cash_tells_agencies_of_what_is_paid_and_people_once_it_is_confir
         until_states(world, batch, {("AGENCY", "SENT"): 3})
         batch.publish(*payments[1:], twice=True)
     until_states(world, batch, {("AGENCY", "SENT"): 3, ("BENEFICIARY", "SENT"): 11})
-    batch.publish(batch.confirmed(2, [3]))  # paid again after a reversal
+    batch.publish(
+        batch.dispatched(2, [3]), batch.confirmed(2, [3])
+    )  # paid again after a reversal: through its agency, once more
     world.until(
-        lambda: idle(world) and len(world.sql("notifications", "SELECT 1 FROM inbox WHERE topic = 'funds.payments.v1'")) == 4
+        lambda: idle(world) and len(world.sql("notifications", "SELECT 1 FROM inbox WHERE topic = 'funds.payments.v1'")) == 5
     )
-    assert states(world, batch) == {("AGENCY", "SENT"): 3, ("BENEFICIARY", "SENT"): 11}
+    until_states(world, batch, {("AGENCY", "SENT"): 4, ("BENEFICIARY", "SENT"): 11})
     assert told(novu, batch) == sorted(batch.person(number) for number in live)
-    lists = {one["recipient"].partition("@")[0]: one["text"] for one in mailed(mail, batch)}
+    mails = {one["message_id"].strip("<>").partition("@")[0]: one for one in mailed(mail, batch)}
+    first = [str(row.notice_id) for row in notices(world, batch) if row.kind == "AGENCY" and row.instruction == 1]
+    lists = {mails[one]["recipient"].partition("@")[0]: mails[one]["text"] for one in first}
     assert lists.keys() == {batch.agency(zone) for zone in range(3)}
     assert "30.18 EUR" in lists[batch.agency(1)]  # 10.01 + 10.07 + 10.10, without the one who was cancelled
     assert batch.person(4) not in lists[batch.agency(1)]
+
+
+def listed(mail: MailAdmin, batch: Batch) -> Counter[tuple[str, str]]:
+    """(agency, person) of the lists that were mailed."""
+    found: Counter[tuple[str, str]] = Counter()
+    for one in mailed(mail, batch):
+        people = [line.split()[0] for line in one["text"].splitlines() if line.startswith(f"{batch.world.name}-{batch.tag}-")]
+        found.update((one["recipient"].partition("@")[0], person) for person in people)
+    return found
+
+
+def until_heard(world: World, events: int) -> None:
+    """So many different ones have come in."""
+    world.until(lambda: world.sql("notifications", "SELECT count(*) AS n FROM inbox")[0].n == events)
+
+
+def test_an_agency_that_was_paid_has_its_list_whatever_the_bank_said_of_it_before(
+    world: World, novu: NovuAdmin, mail: MailAdmin
+) -> None:
+    """Whatever comes in whatever order, each twice: an agency has one list. Of two, the first is paid in all of these; the second is
+    paid, or was not and is told nothing."""
+    some, others, everybody = [0, 2, 4], [1, 3, 5], list(range(6))
+    found: list[tuple[Batch, list[EventData], int]] = []
+
+    def add(agencies: int, *payments: tuple[str, list[int]]) -> None:
+        for order in permutations(range(len(payments) + 1)):
+            batch = Batch(world, 6, "CASH_PHYSICAL")
+            events = [batch.allocated(), *(getattr(batch, step)(1, people) for step, people in payments)]
+            found.append((batch, [events[number] for number in order], agencies))
+
+    add(2, ("dispatched", others), ("confirmed", some), ("confirmed", others))  # its payment was refused, and is debited
+    add(2, ("confirmed", some), ("dispatched", everybody))  # the answer was lost, and debits prove the list
+    add(1, ("confirmed", some))  # the answer was lost, and of the others an operator knows that they were not paid
+    run(world, novu, mail, BENEFICIARY_CHANNEL="none")
+    for step in range(4):
+        for batch, events, _ in found:
+            for event in events[step : step + 1] * 2:  # by another id each
+                batch.publish(event, twice=True)
+        until_heard(world, 2 * sum(len(events[: step + 1]) for _, events, _ in found))
+    world.until(lambda: idle(world))
+    for batch, events, agencies in found:
+        wanted = {(batch.agency(number % 2), batch.person(number)): 1 for number in everybody if number % 2 < agencies}
+        assert listed(mail, batch) == wanted, events
+        told_of = Counter((row.kind, row.subject) for row in notices(world, batch) if row.kind == "AGENCY")
+        assert told_of == {("AGENCY", batch.agency(number)): 1 for number in range(agencies)}, events
+
+
+def test_what_an_agency_is_paid_for_later_of_the_same_instruction_is_a_list_of_its_own(
+    world: World, novu: NovuAdmin, mail: MailAdmin
+) -> None:
+    """It serves several zones, each a payment: two of three were refused, and statements show one by one that they were made."""
+    batch = Batch(world, 9, "CASH_PHYSICAL", zones=1)
+    run(world, novu, mail, BENEFICIARY_CHANNEL="none", AGENCY_PAGE_ITEMS="2")
+    batch.publish(batch.allocated(), batch.dispatched(1, range(3)))
+    world.until(lambda: [row.state for row in notices(world, batch)] == ["SENT"] * 2)
+    for before, people in enumerate(([3, 4, 5], [5, 4, 3], [6, 7, 8], range(9)), 2):
+        batch.publish(batch.confirmed(1, people))
+        until_heard(world, before + 1)
+    world.until(lambda: idle(world))
+    assert listed(mail, batch) == {(batch.agency(0), batch.person(number)): 1 for number in range(9)}
+    agency = [row for row in notices(world, batch) if row.kind == "AGENCY"]
+    assert sorted((row.instruction, row.list_number, row.page, row.pages) for row in agency) == [
+        (1, number, page, 2) for number in (1, 2, 3) for page in (1, 2)
+    ]
+    mails = {one["message_id"].strip("<>").partition("@")[0]: one["text"] for one in mailed(mail, batch)}
+    [second] = [row for row in agency if (row.list_number, row.page) == (2, 1)]
+    assert "30.12 EUR are being paid" in mails[str(second.notice_id)]  # 10.03 + 10.04 + 10.05
+
+    # An operator who asks for one of them again gets that one.
+    world.publish(COMMANDS, SendNotices(who="ops", why="a test", notice_ids=[second.notice_id]), "x")
+    world.until(lambda: [row for row in notices(world, batch) if row.replaces == second.notice_id and row.state == "SENT"])
+    [again] = [row for row in notices(world, batch) if row.replaces]
+    mails = {one["message_id"].strip("<>").partition("@")[0]: one["text"] for one in mailed(mail, batch)}
+    assert mails[str(again.notice_id)] == mails[str(second.notice_id)]
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["in order", "payments first"])

@@ -101,7 +101,8 @@ class Life:
                 ("BENEFICIARY", "SENT"): people,
             }
         for batch in cash:
-            assert states(self.world, batch) == {("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "SENT"): people}
+            # Confirmed again is another payment, of which agencies get another list.
+            assert states(self.world, batch) == {("AGENCY", "SUPPRESSED"): 4, ("BENEFICIARY", "SENT"): people}
         return self.costs
 
 

@@ -29,13 +29,14 @@ CREATE TABLE parts (
 );
 ALTER TABLE parts ALTER COLUMN body SET STORAGE EXTERNAL;
 
--- What an agency is paid, with whose shares: final once the bank has it. Agencies are told by this list.
+-- What agencies are paid, with whose shares. They are told by these lists, of which nothing changes and in which everybody of an
+-- instruction is once: mostly there is one, of what the bank has; another one of what a statement shows besides.
 CREATE TABLE instructions (
-    batch_id uuid NOT NULL REFERENCES batches, instruction bigint NOT NULL,
+    batch_id uuid NOT NULL REFERENCES batches, instruction bigint NOT NULL, list_number int NOT NULL,
     disbursement_ids text[] NOT NULL, amounts bigint[] NOT NULL, agency_ids text[] NOT NULL,
     parts int[] NOT NULL,  -- where these people's names are
     received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (batch_id, instruction)
+    PRIMARY KEY (batch_id, instruction, list_number)
 );
 
 -- Payments of people whose part has not come yet; taken up by the job when it does.
@@ -48,13 +49,13 @@ CREATE TABLE parked (
 );
 CREATE INDEX parked_batch ON parked (batch_id);
 
--- What the provider gets in one call: notices of one kind and channel, of one part (or one agency's instruction) of a batch. Work
+-- What the provider gets in one call: notices of one kind and channel, of one part (or one list of an instruction) of a batch. Work
 -- of the kind named by the channel has the mailing's number as its subject. Nothing is added to it, ever; nothing is taken from
 -- it once it was attempted, but what was certainly not sent.
 CREATE SEQUENCE mailing_numbers;
 CREATE TABLE mailings (
     mailing bigint PRIMARY KEY, envelope_id uuid NOT NULL, batch_id uuid NOT NULL REFERENCES batches,
-    part int, instruction bigint, page_items int NOT NULL,
+    part int, instruction bigint, list_number int NOT NULL DEFAULT 1, page_items int NOT NULL,
     kind text NOT NULL CHECK (kind IN ('WAREHOUSE', 'AGENCY', 'BENEFICIARY')),
     channel text CHECK (channel IN ('novu', 'smtp', 'file')),  -- none: not sent at all
     not_before timestamptz,
@@ -102,7 +103,7 @@ CREATE VIEW ops_notices AS
         coalesce(m.channel, 'none') AS channel, m.mailing, n.state,
         CASE WHEN n.state = 'PENDING' THEN coalesce(w.code, n.code) ELSE n.code END AS code,
         CASE WHEN n.state = 'PENDING' THEN coalesce(w.message, n.message) ELSE n.message END AS message,
-        w.state AS work, n.delivery, n.created_at, n.sent_at, n.serial, n.replaces
+        w.state AS work, n.delivery, n.created_at, n.sent_at, n.serial, n.replaces, m.list_number
     FROM notices n JOIN mailings m USING (mailing) LEFT JOIN work w ON w.kind = m.channel AND w.subject = m.mailing::text;
 CREATE VIEW ops_notice_counts AS
     SELECT m.envelope_id, m.kind, coalesce(m.channel, 'none') AS channel, n.state, n.delivery, count(*) AS notices
