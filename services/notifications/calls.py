@@ -96,7 +96,7 @@ class Deliver:
         messages: list[Message] = []
         outcomes: dict[UUID, Outcome] = {}
         for message in contents.messages():
-            if self._channel.needs_email and not message.email:
+            if not self._channel.reaches(message):
                 outcomes[message.notice_id] = Outcome("SUPPRESSED", domain.NO_CONTACT)
             elif self._channel.renders:
                 mail = self._templates.render(message, self.kind, settings.language)

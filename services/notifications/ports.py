@@ -41,7 +41,10 @@ class Message:
 class Channel(Protocol):
     key_seconds: float  # so long the same mailing, passed on again with its key, counts once; 0: never
     renders: bool  # it passes on what our templates make; else what a notice tells, in data
-    needs_email: bool  # and can tell nobody who has none
+
+    def reaches(self, message: Message) -> bool:
+        """Whether it has a way to whom the message is for; else it is not passed on."""
+        ...
 
     async def send(
         self, client: httpx.AsyncClient, claim: Claim, messages: Sequence[Message]

@@ -34,7 +34,6 @@ class Smtp:
 
     key_seconds = 0.0
     renders = True
-    needs_email = True
 
     def __init__(
         self,
@@ -50,6 +49,9 @@ class Smtp:
         self._username, self._password = username, password
         self._sender, self._sender_name = sender, sender_name
         self._context = None if security == "none" else ssl.create_default_context()  # reads all authorities: once
+
+    def reaches(self, message: Message) -> bool:
+        return bool(message.email)
 
     async def send(
         self, _client: httpx.AsyncClient, claim: Claim, messages: Sequence[Message]

@@ -1,7 +1,8 @@
 """Batches as allocation and resolution tell of them, payments as funds does, and notifications as a process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -93,7 +94,15 @@ class Batch:
                 found[self.ids[number]]["contact"] = {"email": self.email(number), "phone": "+221 700"}
         return found
 
-    def allocated(self, part: int = 1, numbers: Sequence[int] | None = None, *, contact: bool = True) -> BatchAllocated:
+    def allocated(
+        self,
+        part: int = 1,
+        numbers: Sequence[int] | None = None,
+        *,
+        contact: bool = True,
+        lacking: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> BatchAllocated:
+        """`lacking`: id of a place -> what is not known of whoever runs it."""
         chosen = list(range(len(self.ids))) if numbers is None else list(numbers)
         used = sorted({number % self.zones for number in chosen})
         items = ZonedItems.of(ZonedItem(*self.item(number), used.index(number % self.zones)) for number in chosen)
@@ -113,6 +122,9 @@ class Batch:
         places = {f"agency/{self.agency(zone)}": admin(self.agency(zone)) for zone in used} | {
             f"warehouse/W{self.tag}": admin(f"W{self.tag}")
         }
+        for place_id, names in lacking.items():
+            for kind in ("agency", "warehouse"):
+                places.get(f"{kind}/{place_id}", {}).update(dict.fromkeys(names, ""))
         place = self.header.envelope_id, self.header.batch_id, part
         return BatchAllocated(
             header=self.header,

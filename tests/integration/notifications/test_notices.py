@@ -201,6 +201,30 @@ def test_digital_cash_tells_people_where_their_address_says_and_holds_nobody_bac
     assert len(said(world)) == 6
 
 
+def test_a_place_without_a_contact_is_no_subscriber_that_novu_could_reach(
+    world: World, novu: NovuAdmin, mail: MailAdmin
+) -> None:
+    """Novu would take it, and tell nobody. People are subscribers there by themselves."""
+    batch = Batch(world, 8, zones=4)
+    nothing, no_mail, no_phone = ("admin_email", "admin_mobile"), ("admin_email",), ("admin_mobile",)
+    lacking = {batch.agency(0): nothing, batch.agency(1): no_mail, batch.agency(2): no_phone, f"W{batch.tag}": nothing}
+    run(world, novu, mail, WAREHOUSE_CHANNEL="novu", AGENCY_CHANNEL="novu")
+    batch.publish(batch.allocated(contact=False, lacking=lacking))
+    sent = {("AGENCY", "SENT"): 3, ("BENEFICIARY", "SENT"): 8}
+    until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 1, **sent})
+    untold = [row for row in notices(world, batch) if row.state == "SUPPRESSED"]
+    assert [(row.subject, row.code) for row in untold] == [(batch.agency(0), "NO_CONTACT"), (f"W{batch.tag}", "NO_CONTACT")]
+    places = {row["subscriber_id"]: row["recipient"] for row in novu.triggered() if batch.tag in row["subscriber_id"]}
+    assert {name for name in places if name.startswith(("agency-", "warehouse-"))} == {
+        f"agency-{batch.agency(number)}" for number in (1, 2, 3)
+    }
+    reached = [sorted(places[f"agency-{batch.agency(number)}"]) for number in (1, 2, 3)]
+    assert reached == [["phone", "subscriberId"], ["email", "subscriberId"], ["email", "phone", "subscriberId"]]
+    assert told(novu, batch) == [batch.person(number) for number in range(8)]
+    world.until(lambda: idle(world))
+    assert {said(world)[str(row.notice_id)][0] for row in untold} == {("Suppressed", "NO_CONTACT", "")}
+
+
 def test_what_configuration_suppresses_is_recorded_and_said(world: World, novu: NovuAdmin, mail: MailAdmin) -> None:
     batch = Batch(world, 3)
     run(world, novu, mail, AGENCY_CHANNEL="none")
@@ -225,7 +249,9 @@ def test_a_folder_gets_each_notice_as_one_mail(world: World, novu: NovuAdmin, ma
     (tmp_path / "notices").touch()  # what is no folder can't be written to
     batch = Batch(world, 3)
     run(world, novu, mail, **channels, FILE_FOLDER=str(folder))
-    batch.publish(batch.allocated(contact=False))
+    # Whoever takes them from the folder knows a way to those without a contact.
+    lacking = dict.fromkeys((batch.agency(0), f"W{batch.tag}"), ("admin_email", "admin_mobile"))
+    batch.publish(batch.allocated(contact=False, lacking=lacking))
     world.until(lambda: world.sql("notifications", "SELECT 1 FROM ops_attempts WHERE code = 'FOLDER'"))
     folder.unlink()
     until_states(world, batch, {("WAREHOUSE", "SENT"): 1, ("AGENCY", "SENT"): 2, ("BENEFICIARY", "SENT"): 3})
