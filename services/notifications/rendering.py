@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from libs.common.contracts.base import CASH, GOODS
 from libs.common.errors import Fatal
 from services.notifications.content import sample
 from services.notifications.domain import KINDS, one_line
@@ -17,7 +18,7 @@ from services.notifications.ports import Mail, Message
 
 TEMPLATES = Path(__file__).parent / "templates"
 PARTS = ("subject", "text", "html")
-TRIED = ("COMMODITY", "CASH_PHYSICAL", "CASH_DIGITAL")  # what differs in how people are served
+TRIED = (*GOODS, *CASH)  # a template may say something else for each
 
 
 class TemplateFailed(Exception):

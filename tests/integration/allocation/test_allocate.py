@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from libs.common.contracts import allocation, ingestion
+from libs.common.contracts.base import GOODS
 from tests.integration.allocation.goods import Allocating, Envelope, agency, ids, opened, warehouse
 from tests.integration.resolution.batches import cut
 from tests.support.world import World
 
 
-def test_goods_from_zones_to_places(allocating: Allocating) -> None:
+@pytest.mark.parametrize("benefit_type", GOODS)
+def test_goods_from_zones_to_places(allocating: Allocating, benefit_type: str) -> None:
     allocating.put(
         warehouse(1, "L1", "L2", admin_email="store@example.org"),
         warehouse(2, "L2"),
@@ -19,7 +21,7 @@ def test_goods_from_zones_to_places(allocating: Allocating) -> None:
         agency(12, "L2-s1"),
         agency(13, "L2-s1", "L2-s2"),
     )
-    envelope = Envelope()
+    envelope = Envelope(benefit_type)
     first = envelope.batch("L1-s1", "L2-s1", "L2-s2", "L3-s1", None)
     second = envelope.batch("L2-s1", "L1-s1")
     allocating.run()
@@ -30,6 +32,7 @@ def test_goods_from_zones_to_places(allocating: Allocating) -> None:
     allocating.publish(envelope.completed())
     one, two = allocating.said(2)
     assert (one.header.batch_id, one.part, one.count, one.held_count) == (first.header.batch_id, 1, 3, 2)
+    assert one.header.benefit_type == benefit_type
     zones = {zone.small_zone_id: zone for zone in one.zones}
     assert [zones[name].warehouse.id for name in ("L1-s1", "L2-s1", "L2-s2")] == ["1", "1", "1"]  # type: ignore[union-attr]
     assert [zones[name].agency.id for name in ("L1-s1", "L2-s1", "L2-s2")] == ["11", "13", "13"]

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
+
 from libs.common.contracts import allocation as a
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.base import Contact
+from libs.common.contracts.base import GOODS, Contact
 from libs.common.seal import by_person
 from tests.integration.ingestion.publisher import (
     BATCHES,
@@ -50,16 +52,18 @@ def allocated(header: Any, revision: int, held: int) -> a.EnvelopeAllocated:
     )
 
 
-def test_an_envelope_of_goods_and_what_becomes_of_it(world: World) -> None:
+@pytest.mark.parametrize("benefit_type", GOODS)
+def test_an_envelope_of_goods_and_what_becomes_of_it(world: World, benefit_type: str) -> None:
     world.run("ingestion")
-    answers_to(world, world.publish(ENVELOPES, envelope("e1", 10, total(1, 10), **RICE), "e1"))
+    declared = {**RICE, "benefit_code": c.BenefitCode.model_validate({"id": "rice", "mnemonic": "Rice", "type": benefit_type})}
+    answers_to(world, world.publish(ENVELOPES, envelope("e1", 10, total(1, 10), **declared), "e1"))
     contact = Contact(email="ama@example.org", phone="+233 20 555 0101")
     people = disbursements(1, 10)
     people[2]["contact"] = contact
     world.publish(DISBURSEMENTS, chunk("e1", people), "e1")
     [completed] = world.events(FACTS, c.EnvelopeCompleted, at_least=1)
     header = completed.data.header
-    assert (header.currency, header.measurement_unit, header.unit_scale, header.benefit_type) == ("", "kg", 3, "COMMODITY")
+    assert (header.currency, header.measurement_unit, header.unit_scale, header.benefit_type) == ("", "kg", 3, benefit_type)
 
     [cut] = world.events(BATCHES, c.BatchCut, at_least=1)
     assert b"ama@example" not in cut.raw.value

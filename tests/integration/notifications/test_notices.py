@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.common.contracts.base import EventData
+from libs.common.contracts.base import GOODS, EventData
 from libs.common.contracts.notifications import NoticesSuppressed
 from libs.common.contracts.operator import SendNotices
 from libs.local.client import MailAdmin, NovuAdmin
@@ -26,10 +26,11 @@ from tests.integration.notifications.batches import (
 from tests.support.world import World
 
 
+@pytest.mark.parametrize("benefit_type", GOODS)
 def test_goods_tell_the_warehouse_the_agencies_in_pages_and_every_person_once(
-    world: World, novu: NovuAdmin, mail: MailAdmin
+    world: World, novu: NovuAdmin, mail: MailAdmin, benefit_type: str
 ) -> None:
-    batch = Batch(world, 250)  # three calls to Novu; 125 people an agency
+    batch = Batch(world, 250, benefit_type)  # three calls to Novu; 125 people an agency
     process = run(world, novu, mail, AGENCY_PAGE_ITEMS="50")
     batch.publish(batch.allocated(), twice=True)
     until_states(world, batch, {("WAREHOUSE", "SENT"): 1, ("AGENCY", "SENT"): 6, ("BENEFICIARY", "SENT"): 250})
@@ -37,7 +38,7 @@ def test_goods_tell_the_warehouse_the_agencies_in_pages_and_every_person_once(
     triggered = [row for row in novu.triggered() if row["subscriber_id"] == batch.person(7)]
     assert triggered[0]["recipient"] == {"subscriberId": batch.person(7), "email": batch.email(7), "phone": "+221 700"}
     payload = triggered[0]["payload"]
-    assert payload["total_quantity"] == "1.007"
+    assert (payload["total_quantity"], payload["benefit_type"]) == ("1.007", benefit_type)
     assert payload["beneficiary_name"] == "Name <b>7</b> Bcc: x@y.example"
     assert (payload["agency_id"], payload["administrative_zone_id_small"]) == (batch.agency(1), "S1")
     mails = mailed(mail, batch)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from libs.common.contracts.base import GOODS
 from libs.common.contracts.operator import RetryWork
 from libs.local.client import MapperAdmin
 from tests.integration.resolution.batches import BATCHES, COMMANDS, cut, fa, idle, publish, resolved
@@ -26,12 +27,15 @@ def registry(world: World) -> Iterator[Registry]:
         yield registry
 
 
-def test_a_thousand_people_in_forty_zones_of_whom_seven_are_unknown(world: World, registry: Registry) -> None:
+@pytest.mark.parametrize("benefit_type", GOODS)
+def test_a_thousand_people_in_forty_zones_of_whom_seven_are_unknown(
+    world: World, registry: Registry, benefit_type: str
+) -> None:
     people = [f"{world.name}-{number}" for number in range(999)]
     people.append(people[0])  # one person twice
     unknown = set(people[500:507])
     registry.put_people((person, *zone(n)) for n, person in enumerate(people[:999]) if person not in unknown)
-    batch = goods(people)
+    batch = goods(people, benefit_type=benefit_type)
     start(world, {"farmers": registry.settings()})
     for event_id in ("one", "one", "two"):
         world.publish(BATCHES, batch, batch.header.batch_id, event_id=event_id, correlation_id=str(batch.header.envelope_id))
@@ -69,7 +73,7 @@ def test_a_thousand_people_in_forty_zones_of_whom_seven_are_unknown(world: World
     world.until(lambda: idle(world))
     assert len(located(world, 2)) == 2
     [row] = world.sql("resolution", "SELECT * FROM ops_batches")
-    assert (row.kind, row.benefit_type, row.registry) == ("locate", "COMMODITY", "farmers")
+    assert (row.kind, row.benefit_type, row.registry) == ("locate", benefit_type, "farmers")
     assert (row.parts, row.resolved, row.unresolved) == (2, 1000, 0)
     [row] = world.sql("resolution", "SELECT body, disbursements FROM batches")
     assert tuple(row) == (None, None)

@@ -4,12 +4,13 @@ from dataclasses import replace
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.common.contracts.base import BenefitType
 from libs.common.errors import Fatal
 from services.notifications import preview
 from services.notifications.adapters.mail import Unaddressable, compose
@@ -140,6 +141,23 @@ def test_a_template_of_a_channel_comes_before_that_of_all(tmp_path: Path) -> Non
     templates = Templates(tmp_path)
     assert templates.render(sample("AGENCY"), "file", "en").text == "for the printer\n"
     assert "Ana Reyes" in templates.render(sample("AGENCY"), "smtp", "en").text
+
+
+def test_every_benefit_type_is_tried_and_can_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(TRIED) == sorted(get_args(BenefitType))
+    for benefit_type in TRIED:
+        preview.preview(["agency", "novu", "--benefit-type", benefit_type])
+        assert f'"benefit_type": "{benefit_type}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("benefit_type", get_args(BenefitType))
+def test_a_template_that_fails_for_one_benefit_type_is_found_at_the_start(tmp_path: Path, benefit_type: str) -> None:
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en" / "agency.text.j2").write_text(
+        f"{{% if benefit_type == '{benefit_type}' %}}{{{{ nothing }}}}{{% endif %}}"
+    )
+    with pytest.raises(Fatal, match="'nothing' is undefined"):
+        Templates(tmp_path).check("en", ["smtp"])
 
 
 def test_a_preview_needs_no_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
