@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,25 @@ def test_what_somebody_has_to_mend_is_an_error_and_goes_out_once_it_is_mended(
         world.publish(COMMANDS, RetryWork(who="ops", why="mended", kind=kind), kind)
     until_states(world, batch, {("WAREHOUSE", "SENT"): 1, ("AGENCY", "SENT"): 2, ("BENEFICIARY", "SENT"): 6})
     assert told(novu, batch) == [batch.person(number) for number in range(6)]
+
+
+@pytest.mark.parametrize(("channel", "max_items", "path"), [("novu", 1, "/v1/events/trigger"), ("smtp", 5, "DATA")])
+def test_notices_keep_to_the_rate_of_their_channel(
+    world: World, novu: NovuAdmin, mail: MailAdmin, channel: str, max_items: int, path: str
+) -> None:
+    """By the other side's own log. At Novu a request counts, with however many notices; at a mail server each mail, of which a
+    mailing has several."""
+    batch = Batch(world, 17)
+    admin = {"novu": novu, "smtp": mail}[channel]
+    before = max((request["id"] for request in admin.requests()), default=0)
+    rate = {"CALLS_PER_SECOND": "4", "LEASE_SECONDS": "60", "MAX_ITEMS": str(max_items)}
+    settings = {f"{channel.upper()}_{name}": text for name, text in rate.items()}
+    run(world, novu, mail, BENEFICIARY_CHANNEL=channel, **NOBODY, **settings)
+    batch.publish(batch.allocated())
+    until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "SENT"): 17})
+    times = [datetime.fromisoformat(request["at"]) for request in admin.requests(before) if request["path"] == path]
+    assert len(times) == 17
+    assert (times[-1] - times[0]).total_seconds() >= 2.5  # 4, less what the first may be late
 
 
 def test_a_template_that_fails_for_the_sample_ends_the_process_at_its_start(
