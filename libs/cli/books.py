@@ -10,6 +10,7 @@ Where it does not hold, the row, line or event is named.
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -145,8 +146,14 @@ def prove(name: str | None) -> Report:
                 report.found(proof, check(evidence))
         report.notes += notes(evidence)
         ledger.close()
+        older = evidence.older
         report.goods = proof_goods.counters(views, only)
-        prove_goods(report, views, Path(folder))
+        prove_goods(report, views, Path(folder), older)
+    report.notes += [
+        f"{plural(count, 'fact')} of {topic} not compared with events (older than the topic keeps)"
+        for topic, count in older.items()
+        if count
+    ]
     with Views() as views:
         now = {row.envelope_id: row for row in (*counters(views, only), *proof_goods.counters(views, only))}
     moved = [row.publisher_envelope_id for row in (*rows, *report.goods) if now.get(row.envelope_id) != row]
@@ -159,7 +166,7 @@ def prove(name: str | None) -> Report:
     return report
 
 
-def prove_goods(report: Report, views: Views, folder: Path) -> None:
+def prove_goods(report: Report, views: Views, folder: Path, older: Counter[str]) -> None:
     report.found("database", proof_goods.identities(report.goods))
     if report.goods:
         goods = proof_goods.Goods(folder, report.goods)
@@ -168,6 +175,7 @@ def prove_goods(report: Report, views: Views, folder: Path) -> None:
         report.found("database", goods.everybody_is_somewhere_once())
         report.found("events", goods.events_are_rows())
         goods.close()
+        older[proof_goods.TOPIC] += goods.older
 
 
 def wait_for_relays(views: Views) -> None:

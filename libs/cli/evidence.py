@@ -1,5 +1,6 @@
 """What a proof looks at: counters, blocks and releases of the envelopes, and the scratch ledger beside them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,16 +25,22 @@ class Evidence:
         self.rows = rows
         self.names = [f"envelope {row.publisher_envelope_id}" for row in rows]
         self.ids = [row.envelope_id for row in rows]
+        self.older: Counter[str] = Counter()  # topic -> what could not be compared, since the topic does not keep it any more
         self.blocks = views.rows(
-            """SELECT envelope_id, block, amount_minor, state FROM funds.ops_blocks
+            """SELECT envelope_id, block, amount_minor, state, blocked_at FROM funds.ops_blocks
                WHERE envelope_id = ANY(%(ids)s::uuid[]) ORDER BY envelope_id, block""",
             ids=self.ids,
         )
         self.releases = views.rows(
-            """SELECT release_id, envelope_id, block, amount_minor, state FROM funds.ops_releases
+            """SELECT release_id, envelope_id, block, amount_minor, state, released_at FROM funds.ops_releases
                WHERE envelope_id = ANY(%(ids)s::uuid[]) ORDER BY release_id""",
             ids=self.ids,
         )
+
+    def passed(self, topic: str, older: Any) -> bool:
+        """Counts what is too old to be compared; returns whether it is."""
+        self.older[topic] += bool(older)
+        return bool(older)
 
     def sum(self, table: str, number: int, condition: str = "TRUE") -> int:
         """Minor units of an envelope's rows in a table of the ledger."""

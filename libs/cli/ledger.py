@@ -4,7 +4,8 @@ Everything is streamed in pages into a temporary SQLite file, so memory stays fl
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,13 @@ CREATE TABLE payment (
     head INT,  -- of agency cash: the share at whose place the agency's payment is
     PRIMARY KEY (instruction, position)
 ) WITHOUT ROWID;
-CREATE TABLE held (e INT, id TEXT, minor INT, reason TEXT, PRIMARY KEY (e, id)) WITHOUT ROWID;
+CREATE TABLE instruction (instruction INTEGER PRIMARY KEY, batch TEXT, created INT, dispatched INT);  -- times in Unix ms
+CREATE TABLE held (e INT, id TEXT, minor INT, reason TEXT, batch TEXT, at INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
 CREATE TABLE repaid (e INT, id TEXT, minor INT, instruction INT, position INT);  -- the reversed payment, if there was one
-CREATE TABLE cancelled (e INT, id TEXT, minor INT, in_block INT, released INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
+CREATE TABLE cancelled (
+    e INT, id TEXT, minor INT, in_block INT, released INT, batch TEXT, at INT, PRIMARY KEY (e, id)
+) WITHOUT ROWID;
+CREATE TABLE statement (id TEXT PRIMARY KEY, account TEXT, received INT, known INT) WITHOUT ROWID;  -- by ingestion, to funds
 CREATE TABLE line (
     statement TEXT, line INT, mark TEXT, minor INT, reference TEXT, fifth TEXT, bank_reference TEXT, account TEXT,
     PRIMARY KEY (statement, line)
@@ -73,7 +78,13 @@ class Ledger:
         self.envelopes = list(envelopes)
         self._db = sqlite3.connect(folder / "books.sqlite", isolation_level=None)
         self._db.row_factory = sqlite3.Row
+        self._db.create_function("older", 3, self.older)  # in SQL as well
         self._db.executescript(_SCHEMA)
+        self._older: dict[str, Callable[[str | None, int | None], bool]] = {}
+
+    def older(self, topic: str, key: str | None, at_ms: int | None) -> bool:
+        """Reader.older of a topic that was read."""
+        return self._older[topic](key, at_ms)
 
     def query(self, sql: str, *values: Any) -> Iterator[sqlite3.Row]:
         return iter(self._db.execute(sql, values))
@@ -123,16 +134,28 @@ class Ledger:
             ),
         )  # fmt: skip
         self._fill(
+            "instruction",
+            (
+                (row.instruction, str(row.batch_id), unix_ms(row.created_at), unix_ms(row.dispatched_at))
+                for row in views.stream(
+                    f"SELECT instruction, batch_id, created_at, dispatched_at FROM funds.ops_instructions {chosen}", ids=ids
+                )
+            ),
+        )
+        self._fill(
             "held",
             (
-                (number[row.envelope_id], row.disbursement_id, row.amount_minor, row.reason)
+                (
+                    number[row.envelope_id], row.disbursement_id, row.amount_minor, row.reason, str(row.batch_id),
+                    unix_ms(row.since),
+                )
                 for row in views.stream(
-                    f"""SELECT envelope_id, disbursement_id, amount_minor, reason FROM funds.ops_held
+                    f"""SELECT envelope_id, disbursement_id, amount_minor, reason, batch_id, since FROM funds.ops_held
                         {chosen} AND state = 'HELD'""",
                     ids=ids,
                 )
             ),
-        )
+        )  # fmt: skip
         self._fill(
             "repaid",
             (
@@ -149,15 +172,25 @@ class Ledger:
             (
                 (
                     number[row.envelope_id], row.disbursement_id, row.amount_minor, row.in_block,
-                    row.release_id is not None,
+                    row.release_id is not None, str(row.batch_id), unix_ms(row.cancelled_at),
                 )
                 for row in views.stream(
-                    f"""SELECT envelope_id, disbursement_id, amount_minor, in_block, release_id
+                    f"""SELECT envelope_id, disbursement_id, amount_minor, in_block, release_id, batch_id, cancelled_at
                         FROM funds.ops_cancelled {chosen}""",
                     ids=ids,
                 )
             ),
         )  # fmt: skip
+        self._fill(
+            "statement",
+            (
+                (str(row.statement_id), row.account_token, unix_ms(row.received_at), unix_ms(row.created_at))
+                for row in views.stream(
+                    """SELECT f.statement_id, f.account_token, i.received_at, f.created_at
+                       FROM funds.ops_statements f LEFT JOIN ingestion.ops_statements i USING (statement_id)"""
+                )
+            ),
+        )
         self._fill(
             "exception",
             (
@@ -183,12 +216,12 @@ class Ledger:
                 for line in data.lines
             ),
         )  # fmt: skip
-        reader.close()
+        self._read(reader)
 
     # What the events say.
 
     def load_events(self) -> None:
-        """Every payment fact, block, release and settlement of the envelopes since the topics' beginning."""
+        """Every payment fact, block, release and settlement of the envelopes that the topics still have."""
         reader = Reader("funds.payments.v1")
         kinds = {model.TYPE: kind for kind, model in KINDS.items()}
         self._fill(
@@ -203,7 +236,7 @@ class Ledger:
                 for item in data.items
             ),
         )  # fmt: skip
-        reader.close()
+        self._read(reader)
         reader = Reader("funds.envelopes.v1")
         models = (funds.FundsBlocked, funds.FundsReleased, funds.EnvelopeSettled)
         for event_id, data in events_of(reader, {model.TYPE: model for model in models}):
@@ -216,6 +249,10 @@ class Ledger:
                 self._fill("moved", [(number, "released", data.release_id, event_id, data.amount_minor)])
             else:
                 self._fill("settled", [(number, data.revision, event_id, data.position.model_dump_json())])
+        self._read(reader)
+
+    def _read(self, reader: Reader) -> None:
+        self._older[reader.name] = reader.older
         reader.close()
 
 
@@ -227,6 +264,10 @@ def events_of(reader: Reader, models: Mapping[str, type[EventData]]) -> Iterator
             continue  # nothing of ours: whoever consumes it has set it aside and says so
         if event is not None:
             yield event.id, event.data
+
+
+def unix_ms(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)
 
 
 def _text(value: UUID | None) -> str | None:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from libs.cli.context import PAGE_ROWS, Views
-from libs.cli.ledger import events_of
+from libs.cli.ledger import events_of, unix_ms
 from libs.cli.send import Reader
 from libs.common.contracts import allocation
 
+TOPIC = "allocation.batches.v1"
 WHERE = ("planned", "allocated", "held", "cancelled")
 _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
 CREATE TABLE declared (e TEXT, id TEXT, minor INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
-CREATE TABLE entitled (e TEXT, id TEXT, minor INT, state TEXT);
+CREATE TABLE entitled (e TEXT, id TEXT, minor INT, state TEXT, batch TEXT);
+CREATE TABLE announced (batch TEXT PRIMARY KEY, at INT) WITHOUT ROWID;  -- its first part, in Unix ms
 CREATE TABLE said (e TEXT, id TEXT, event TEXT, minor INT, PRIMARY KEY (e, id, event)) WITHOUT ROWID;
 BEGIN;
 """
@@ -54,19 +56,26 @@ class Goods:
         self._db = sqlite3.connect(folder / "goods.sqlite", isolation_level=None)
         self._db.row_factory = sqlite3.Row
         self._db.executescript(_SCHEMA)
+        self.older = 0  # what could not be compared with events, since the topic does not keep them any more
 
     def load(self, views: Views) -> None:
         ids = [row.envelope_id for row in self._rows.values()]
         for table, view, state in (
             ("declared", "ingestion.ops_disbursements", ""),
-            ("entitled", "allocation.ops_entitlements", ", state"),
+            ("entitled", "allocation.ops_entitlements", ", state, batch_id::text"),
         ):
             found = views.stream(
                 f"SELECT envelope_id, disbursement_id, amount_minor{state} FROM {view} WHERE envelope_id = ANY(%(ids)s::uuid[])",
                 ids=ids,
             )
             self._fill(table, ((str(row[0]), *row[1:]) for row in found))
-        reader = Reader("allocation.batches.v1")
+        announced = views.stream(
+            """SELECT batch_id::text, min(at) FROM allocation.ops_history
+               WHERE step = 'allocated' AND envelope_id = ANY(%(ids)s::uuid[]) GROUP BY batch_id""",
+            ids=ids,
+        )
+        self._fill("announced", ((row[0], unix_ms(row[1])) for row in announced))
+        reader = Reader(TOPIC)
         self._fill(
             "said",
             (
@@ -76,6 +85,7 @@ class Goods:
                 for item in data.items
             ),
         )
+        self._db.create_function("older", 2, reader.older)
         reader.close()
         self._db.executescript("CREATE INDEX entitled_id ON entitled (e, id); ANALYZE;")
 
@@ -114,10 +124,15 @@ class Goods:
 
     def events_are_rows(self) -> Iterator[str]:
         for row in self._db.execute(
-            """SELECT x.e, x.id, x.state, count(s.event) AS n, max(s.minor) AS said, x.minor
-               FROM entitled x LEFT JOIN said s ON s.e = x.e AND s.id = x.id GROUP BY x.e, x.id
-               HAVING n <> (x.state = 'ALLOCATED') OR (n > 0 AND said <> x.minor)"""
+            """SELECT y.*, y.n = 0 AND older(y.batch, a.at) AS older
+               FROM (SELECT x.*, count(s.event) AS n, max(s.minor) AS said
+                     FROM entitled x LEFT JOIN said s ON s.e = x.e AND s.id = x.id GROUP BY x.e, x.id
+                     HAVING n <> (x.state = 'ALLOCATED') OR (n > 0 AND said <> x.minor)) AS y
+               LEFT JOIN announced a USING (batch)"""
         ):
+            if row["older"]:
+                self.older += 1
+                continue
             yield f"{self._name(row['e'])}: {row['id']} is {row['state']} with {row['minor']}; {row['n']} events allocate it"
         for row in self._db.execute(
             "SELECT s.e, s.id FROM said s WHERE NOT EXISTS (SELECT 1 FROM entitled x WHERE x.e = s.e AND x.id = s.id)"

@@ -21,6 +21,7 @@ T = TypeVar("T")
 SOURCE = "almoner/cli"
 _DELIVERY_SECONDS = 30.0
 _REACH_SECONDS = 5.0
+_CLOCKS_MS = 1_000  # by how much the clocks of a database and of its relay may differ
 _QUIET: dict[str, Any] = {"log_level": 0}  # what goes wrong is said in our own words
 _PRODUCER: dict[str, Any] = {
     **_QUIET,
@@ -105,6 +106,7 @@ class Reader:
             "almoner-cli",
             **{**_QUIET, "group.protocol": "classic", "enable.partition.eof": False, "queued.max.messages.kbytes": 16_384},
         )
+        self.name = name
         self._name = topic(name)
         try:
             listed = self._consumer.list_topics(self._name, timeout=_REACH_SECONDS).topics[self._name]
@@ -119,6 +121,7 @@ class Reader:
                 self.starts[partition], self.ends[partition] = low, high
         except KafkaException as error:
             raise NotReachable(f"Kafka does not answer: {error.args[0].str()}; is the broker up? (`./almoner up`)") from None
+        self._first: dict[int, RawMessage] = {}
         begin = self.ends if from_end else self.starts
         self._consumer.assign([TopicPartition(self._name, partition, offset) for partition, offset in begin.items()])
 
@@ -133,6 +136,7 @@ class Reader:
                 if raw is None:
                     continue
                 if raw.offset < self.ends[raw.partition]:
+                    self._first.setdefault(raw.partition, raw)
                     yield raw
             if messages:
                 quiet_since = time.monotonic()
@@ -141,6 +145,17 @@ class Reader:
                     left.discard(place.partition)
             if left and time.monotonic() - quiet_since > idle_seconds:
                 raise NotReachable(f"{self._name} gave nothing for {idle_seconds:.0f} s before its end was reached")
+
+    def older(self, key: str | None, at_ms: int | None) -> bool:
+        """Whether what was said of this key no earlier than `at_ms` (Unix) may be gone, with all that is older than the first message
+        its partition still has. Known once `until_end` has ended."""
+        if key is None or at_ms is None:
+            return False
+        partition = kafka.partition_of(key.encode(), len(self.ends))
+        first = self._first.get(partition)
+        if first is None:
+            return self.ends[partition] > 0  # there were messages, and none is left
+        return first.offset > 0 and at_ms <= first.timestamp_ms + _CLOCKS_MS
 
     def next(self, limit_seconds: float) -> list[RawMessage]:
         """What has come since, after at most `limit_seconds`."""

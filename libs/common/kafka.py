@@ -41,6 +41,20 @@ def producer(client_id: str, environ: Mapping[str, str] = os.environ, **override
     )
 
 
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where `producer` puts a key: murmur2, as Java's clients have it."""
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    h = 0x9747B28C ^ len(key)
+    whole = len(key) & ~3
+    for at in range(0, whole, 4):
+        k = int.from_bytes(key[at : at + 4], "little") * m & mask
+        h = (h * m & mask) ^ ((k ^ k >> 24) * m & mask)
+    if rest := key[whole:]:
+        h = (h ^ int.from_bytes(rest, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return ((h ^ h >> 15) & 0x7FFFFFFF) % partitions
+
+
 def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
     """A member of a group of the new protocol (KIP-848; ALMONER_KAFKA_GROUP_PROTOCOL=classic for brokers before 4.0)."""
     config: dict[str, Any] = {

@@ -9,8 +9,9 @@ import pytest
 
 from libs.common.contracts.base import CHUNK_ITEMS, ControlTotals
 from libs.common.contracts.examples import EXAMPLES, SOURCE
-from libs.common.contracts.registry import EVENT_BYTES, INBOX_BYTES, TOPICS, TYPES
+from libs.common.contracts.registry import DAY_MS, EVENT_BYTES, INBOX_BYTES, TOPICS, TYPES
 from libs.common.envelope import RawMessage, attributes, decode, headers_for
+from libs.common.runtime_schema import INBOX_DAYS
 from tests.contract import golden
 
 SAMPLES = [(event_type, path) for event_type in TYPES for path in golden.samples(event_type)]
@@ -69,6 +70,14 @@ def test_topics_take_what_is_published_on_them(topic: Any) -> None:
     assert topic.max_message_bytes > (INBOX_BYTES if ".dlq." in topic.name else EVENT_BYTES)
     assert topic.retention_ms > 0
     assert topic.partitions > 0
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+def test_the_inbox_knows_whatever_a_topic_may_still_have(topic: Any) -> None:
+    """A day less, since events of its last day are taken for undated."""
+    read_by_services = set(topic.consumers) - {"publishers"}
+    if read_by_services and not topic.compacted:
+        assert topic.retention_ms + topic.segment_ms < (INBOX_DAYS - 1) * DAY_MS
 
 
 def test_a_full_chunk_of_ordinary_length_fits_an_event() -> None:

@@ -11,6 +11,9 @@ from libs.common.contracts.base import EventData
 
 DAY_MS = 24 * 3600 * 1000
 EVENT_BYTES = 1_000_000  # what we publish stays below
+# What `almoner books` compares with rows. The inbox knows events for 15 days, and must know all that a topic still has: the oldest
+# are deleted with their segment, so that a segment must not last long.
+BOOKS_MS, BOOKS_SEGMENT_MS = 14 * DAY_MS, DAY_MS // 2
 INBOX_BYTES = 4_000_000  # so that ingestion, not the publisher's client, refuses what is too large
 DLQ_BYTES = INBOX_BYTES + 65_536
 
@@ -24,6 +27,7 @@ class Topic:
     consumers: tuple[str, ...]
     partitions: int = 6
     retention_ms: int = 7 * DAY_MS
+    segment_ms: int = 7 * DAY_MS  # Kafka's default; what is older than the retention goes by whole segments
     max_message_bytes: int = EVENT_BYTES + 65_536
     broker_timestamps: bool = False  # publishers' clocks are not ours
     door: bool = False  # others publish here: whatever it is, it is answered and never a dead letter
@@ -35,6 +39,7 @@ class Topic:
         return {
             **({"cleanup.policy": "compact"} if self.compacted else {"cleanup.policy": "delete"}),
             "retention.ms": str(self.retention_ms),
+            "segment.ms": str(self.segment_ms),
             "max.message.bytes": str(self.max_message_bytes),
             "message.timestamp.type": "LogAppendTime" if self.broker_timestamps else "CreateTime",
         }
@@ -131,6 +136,8 @@ TOPICS: tuple[Topic, ...] = (
         "account token",
         (ingestion.StatementOpened, ingestion.StatementLines),
         ("funds",),
+        retention_ms=BOOKS_MS,
+        segment_ms=BOOKS_SEGMENT_MS,
     ),
     _reference("people", "resolution", "registry/beneficiary id", reference.PersonLocated),
     _results("resolution"),
@@ -150,6 +157,8 @@ TOPICS: tuple[Topic, ...] = (
         "batch id",
         (allocation.BatchAllocated,),
         ("funds", "notifications", "publishers"),
+        retention_ms=BOOKS_MS,
+        segment_ms=BOOKS_SEGMENT_MS,
     ),
     Topic(
         "allocation.envelopes.v1",
@@ -178,6 +187,8 @@ TOPICS: tuple[Topic, ...] = (
             funds.EnvelopeSettled,
         ),
         ("ingestion", "publishers"),
+        retention_ms=BOOKS_MS,
+        segment_ms=BOOKS_SEGMENT_MS,
     ),
     Topic(
         "funds.payments.v1",
@@ -193,6 +204,8 @@ TOPICS: tuple[Topic, ...] = (
             funds.PaymentsCancelled,
         ),
         ("notifications", "publishers"),
+        retention_ms=BOOKS_MS,
+        segment_ms=BOOKS_SEGMENT_MS,
     ),
     Topic("funds.statements.v1", "funds", "account token", (funds.StatementReconciled,), ("publishers",)),
     Topic(

@@ -1,13 +1,15 @@
 """`books` must name the one row, the one event, the one line that is not as it was."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from libs.cli import sample
-from libs.common.contracts import operator
+from libs.common.contracts import funds, operator
 from tests.faults.bookkeeping import idle
 from tests.integration.cli.conftest import Town
 from tests.support.world import World
@@ -69,24 +71,88 @@ def test_one_row_altered_is_named(paid: tuple[Town, list[str]]) -> None:
     assert town.json("books", "E1")["balanced"]
 
 
-def copied(world: World, prefix: str, change: Callable[[str, dict[str, Any]], bool]) -> dict[str, str]:
-    """The topics under another prefix, with the one event that `change` alters (it returns True once)."""
+def copied(world: World, prefix: str, change: Callable[[str, dict[str, Any]], bool], begun: bool = True) -> dict[str, str]:
+    """The topics under another prefix, with the one event that `change` alters (it returns True once) or, emptied, takes away. Not
+    `begun`: each partition had something before."""
     before, altered = world.prefix, 0
     messages = {topic: world.messages(topic) for topic in COPIED}
     world.prefix, world._made = prefix, set()
+    produce = world.kafka.producer.produce
     try:
         for topic, found in messages.items():
-            out = []
+            world.topics(topic)
+            if not begun:
+                for partition in range(2):
+                    produce(prefix + topic, value=b"{}", partition=partition)
+                expire(world, topic)
             for message in found:
                 data = json.loads(message.value)
                 changed = not altered and change(topic, data)
                 altered += changed
-                out.append((message.key, json.dumps(data).encode() if changed else message.value, message.headers))
-            world.publish_many(topic, out)
+                value = json.dumps(data).encode() if changed else message.value
+                if data:
+                    headers = list[tuple[str, str | bytes | None]](message.headers)
+                    produce(prefix + topic, value, message.key, headers=headers, timestamp=message.timestamp_ms)
+        assert world.kafka.producer.flush(30) == 0
     finally:
         world.prefix = before
     assert altered == 1
     return {"ALMONER_TOPIC_PREFIX": prefix}
+
+
+def expire(world: World, *topics: str) -> None:
+    """What retention does: all that the topics have is gone."""
+    assert world.kafka.producer.flush(30) == 0
+    places = [TopicPartition(world.prefix + topic, partition) for topic in topics for partition in range(2)]
+    for place in places:
+        place.offset = world.kafka.consumer.get_watermark_offsets(place, timeout=10, cached=False)[1]
+    for future in world.kafka.admin.delete_records(places).values():
+        future.result(30)
+
+
+def test_what_topics_do_not_keep_any_more_is_a_note_and_what_is_newer_is_compared(paid: tuple[Town, list[str]]) -> None:
+    town, _ = paid
+    world = town.world
+    # 10 confirmed, 2 of them reversed, 1 held; their lines; 1 block.
+    gone = [
+        "12 facts of ingestion.statements.v1 not compared with events (older than the topic keeps)",
+        "13 facts of funds.payments.v1 not compared with events (older than the topic keeps)",
+        "1 fact of funds.envelopes.v1 not compared with events (older than the topic keeps)",
+    ]
+    world.until(lambda: idle(world))
+    expire(world, *COPIED)
+    report = town.json("books")
+    assert report["balanced"]
+    assert sorted(report["notes"]) == sorted(gone)
+
+    newer = town.submit("E2", 5)
+    world.until(lambda: town.json("status", "E2")["confirmed"] == 5, what="5 confirmations")
+    time.sleep(1.5)  # clocks may differ by less
+    [row] = world.sql(
+        "funds",
+        """SELECT reference FROM ops_payments JOIN ops_envelopes USING (envelope_id)
+           WHERE publisher_envelope_id = 'E2' AND disbursement_id = %(id)s""",
+        id=newer[1],
+    )
+    town.bank.reverse("full", reason="ACCOUNT CLOSED", references=[row.reference])
+    world.until(lambda: town.json("status", "E2")["reversed"] == 1, what="a reversal")
+    world.until(lambda: idle(world))
+    report = town.json("books")
+    assert report["balanced"]
+    assert sorted(report["notes"]) == sorted(gone)
+    assert town.json("books", "E2")["notes"] == []
+
+    def lost(topic: str, data: dict[str, Any]) -> bool:
+        # The reversal of the newer envelope: in its partition other events are before it.
+        if topic != "funds.payments.v1" or "statement_id" not in data or data["items"]["disbursement_id"] != [newer[1]]:
+            return False
+        data.clear()
+        return True
+
+    [finding] = findings(town, "events", **copied(world, f"{world.name}d.", lost, begun=False))
+    assert finding.startswith("envelope E2: ")
+    assert f"{newer[1]} " in finding
+    assert f"0 events say so ({funds.PaymentsReversed.__name__})" in finding
 
 
 def test_one_event_or_one_line_altered_is_named(paid: tuple[Town, list[str]]) -> None:

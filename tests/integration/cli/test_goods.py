@@ -11,6 +11,7 @@ from libs.cli import sample
 from libs.local.client import BankAdmin
 from libs.local.reference import Reference
 from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Almoner, places
+from tests.integration.cli.test_books import expire
 from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
@@ -134,6 +135,10 @@ def test_books_of_goods_name_what_is_not_as_it_was(county: County) -> None:
     assert any(row.disbursement_id in one for one in found["events"])
     sql("allocation", change, by=-1, id=row.disbursement_id)
     assert county.json("books", "RICE")["balanced"]
+    expire(county.world, "allocation.batches.v1")
+    report = county.json("books", "RICE")
+    assert report["balanced"]
+    assert report["notes"] == ["77 facts of allocation.batches.v1 not compared with events (older than the topic keeps)"]
 
 
 def test_agency_cash_from_file_to_the_cooperative(county: County) -> None:
