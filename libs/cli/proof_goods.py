@@ -1,10 +1,11 @@
 """Books of goods: declared = allocated + held + cancelled, in every unit, from counters, from rows and from events."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from libs.cli.context import PAGE_ROWS, Views
 from libs.cli.ledger import events_of, unix_ms
@@ -13,6 +14,8 @@ from libs.common.contracts import allocation
 
 TOPIC = "allocation.batches.v1"
 WHERE = ("planned", "allocated", "held", "cancelled")
+# From ingestion to allocation: who sends, by which topic, who reads.
+_WAY = (("ingestion", "ingestion.batches.v1", "resolution"), ("resolution", "resolution.batches.v1", "allocation"))
 _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
 CREATE TABLE declared (e TEXT, id TEXT, minor INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
@@ -26,8 +29,9 @@ BEGIN;
 def counters(views: Views, only: Any) -> list[Any]:
     """The goods' envelopes as allocation counts them, beside what was declared and received."""
     return views.rows(
-        f"""SELECT i.envelope_id, i.publisher_envelope_id, i.measurement_unit, i.unit_scale, i.currency, i.declared, i.declared_minor,
-                   i.received, i.received_minor, coalesce(a.arrived, 0) AS arrived, coalesce(a.arrived_minor, 0) AS arrived_minor,
+        f"""SELECT i.envelope_id, i.publisher_envelope_id, i.state, i.measurement_unit, i.unit_scale, i.currency, i.declared,
+                   i.declared_minor, i.received, i.received_minor, coalesce(a.arrived, 0) AS arrived,
+                   coalesce(a.arrived_minor, 0) AS arrived_minor,
                    {", ".join(f"coalesce(a.{name}, 0) AS {name}, coalesce(a.{name}_minor, 0) AS {name}_minor" for name in WHERE)}
             FROM ingestion.ops_envelopes i LEFT JOIN allocation.ops_envelopes a USING (envelope_id)
             WHERE i.benefit_type NOT LIKE 'CASH%%' AND (i.envelope_id = %(only)s OR %(only)s::uuid IS NULL) ORDER BY i.created_at""",
@@ -46,6 +50,42 @@ def identities(rows: list[Any]) -> Iterator[str]:
                 yield f"{name}: {arrived} {what} have arrived, planned + allocated + held + cancelled is {parts}"
             if arrived > getattr(row, "received" + suffix):
                 yield f"{name}: {arrived} {what} are at allocation, {getattr(row, 'received' + suffix)} were submitted"
+
+
+def missing(row: Any) -> bool:
+    """Whether all of the envelope has been passed on, and somebody is not at allocation."""
+    return row.state in ("COMPLETED", "SETTLED") and row.arrived < row.declared
+
+
+def on_the_way(views: Views, missing_of: Collection[UUID]) -> set[UUID]:
+    """Those of these envelopes of which somebody may still come, at the one moment that the views show: an event is not published or
+    not consumed, or somebody's zone is asked for, or allocation is still to look at what it has, or there is an open dead letter."""
+    ids = set(missing_of)
+    if not ids:
+        return ids
+    for sender, name, reader in _WAY:
+        consumed = {
+            row.partition: row.next_offset
+            for row in views.rows(
+                f"SELECT partition, next_offset FROM {reader}.ops_consumed WHERE topic = %(topic)s", topic=name
+            )
+        }
+        offsets = Reader(name)
+        offsets.close()
+        unread = any(end > consumed.get(partition, 0) for partition, end in offsets.ends.items())
+        if unread or views.one(f"SELECT rows FROM {sender}.ops_outbox").rows:
+            return ids  # whose they are can't be seen
+    open_letters = " UNION ALL ".join(
+        f"SELECT correlation_id FROM {reader}.ops_dead_letters WHERE topic = %(t{n})s AND state IN ('OPEN', 'REDRIVEN')"
+        for n, (_, _, reader) in enumerate(_WAY)
+    )
+    found = views.rows(
+        f"""SELECT envelope_id::text AS id FROM resolution.ops_batches WHERE resolved_at IS NULL
+            UNION SELECT subject FROM allocation.ops_due WHERE job = 'allocate' UNION {open_letters}""",
+        **{f"t{n}": name for n, (_, name, _) in enumerate(_WAY)},
+    )
+    busy = {row.id for row in found}
+    return {one for one in ids if str(one) in busy or None in busy}  # None: of a letter, whose it is can't be read
 
 
 class Goods:
@@ -104,7 +144,8 @@ class Goods:
                     have = found.get((key, part.upper()), (0, 0))
                     yield f"{self._name(key)}: the counter {part} says {counted[0]} people, {counted[1]}; its rows {have[0]}, {have[1]}"
 
-    def everybody_is_somewhere_once(self) -> Iterator[str]:
+    def everybody_is_somewhere_once(self, may_come: Collection[UUID]) -> Iterator[str]:
+        """`may_come`: envelopes of which somebody is on the way."""
         for row in self._db.execute(
             """SELECT e, id, count(*) AS n FROM entitled GROUP BY e, id HAVING count(*) > 1
                UNION ALL SELECT e, id, 0 FROM entitled x WHERE NOT EXISTS (SELECT 1 FROM declared d WHERE d.e = x.e AND d.id = x.id)"""
@@ -119,7 +160,8 @@ class Goods:
         for row in self._db.execute(
             "SELECT d.e, d.id FROM declared d WHERE NOT EXISTS (SELECT 1 FROM entitled x WHERE x.e = d.e AND x.id = d.id)"
         ):
-            if self._rows[row["e"]].arrived >= self._rows[row["e"]].declared:
+            envelope = self._rows[row["e"]]
+            if envelope.arrived >= envelope.declared or (missing(envelope) and envelope.envelope_id not in may_come):
                 yield f"{self._name(row['e'])}: disbursement {row['id']} is nowhere"
 
     def events_are_rows(self) -> Iterator[str]:

@@ -104,7 +104,8 @@ def read_goods(tx: Tx) -> None:
     """Whether everybody is somewhere, once, from the counters, for each envelope that still moves or moved within a day:
 
     - what has arrived is planned, allocated, held or cancelled;
-    - it is all of what part 1 of its batches named, and of a complete envelope not more than was declared;
+    - it is all of what part 1 of its batches named, and of a complete envelope not more than was declared; of goods nor less, a day
+      after it was complete: such an envelope is looked at until all are here;
     - what is allocated is what was said.
 
     The proof from rows and events is `almoner books`."""
@@ -126,10 +127,13 @@ def read_goods(tx: Tx) -> None:
                     WHERE b.envelope_id = e.envelope_id AND b.whole AND g.state <> 'NEW') AS there) AS s
            CROSS JOIN LATERAL (
                SELECT (s.arrived, s.arrived_minor) = (s.placed, s.placed_minor) AND s.allocated = s.said AND s.there = s.named
-                  AND (e.completed_at IS NULL OR s.arrived < e.declared AND s.arrived_minor < e.declared_minor
+                  AND (e.completed_at IS NULL
+                       OR s.arrived < e.declared AND s.arrived_minor < e.declared_minor
+                          AND (e.completed_at > now() - interval '1 day' OR e.cancelled_at IS NOT NULL)
                        OR (s.arrived, s.arrived_minor) = (e.declared, e.declared_minor)) AS balances
                OFFSET 0) AS c
            WHERE e.completed_at IS NULL OR greatest(e.completed_at, e.cancelled_at, e.said_at) > now() - interval '1 day'
+              OR e.goods AND e.said_revision = 0 AND e.cancelled_at IS NULL  -- not all are here yet
               OR EXISTS (SELECT 1 FROM groups g WHERE g.envelope_id = e.envelope_id AND g.state IN ('NEW', 'PLANNED'))
               OR e.envelope_id IN (SELECT envelope_id FROM announcements WHERE at > now() - interval '1 day')"""
     )

@@ -130,6 +130,9 @@ def test_whoever_is_lost_or_doubled_is_noticed_while_an_envelope_moves(allocatin
         # What is still on its way is not lost, and who has come of a batch without its first part is there.
         more = "UPDATE envelopes SET declared = declared + 1, declared_minor = declared_minor + 9"
         assert after(more) == (1, 0)
+        never_said = "UPDATE envelopes SET said_revision = 0"
+        assert after(more, never_said, OLD) == (1, 1)  # but a day is long enough
+        assert after(more, never_said, OLD, "UPDATE envelopes SET cancelling = true, cancelled_at = completed_at") == (0, 0)
         assert after("UPDATE batches SET whole = false", FAULTS["a held person is lost"], more) == (1, 0)
     finally:
         database.close()
@@ -201,9 +204,10 @@ def test_reading_looks_at_what_is_held_or_moves_and_not_at_all_there_ever_was(al
     world.sql(
         "allocation",
         """INSERT INTO envelopes (envelope_id, lock_key, header, revision, benefit_type, goods, programme, programme_id, benefit_code_id,
-                                  cycle_id, currency, measurement_unit, scale, declared, declared_minor, completed_at)
+                                  cycle_id, currency, measurement_unit, scale, declared, declared_minor, completed_at,
+                                  said_revision)
            SELECT uuidv7(), n, '{}', 1, 'COMMODITY', true, 'P', 'P', 'C', '1', '', 'kg', 3, 10, 10,
-                  clock_timestamp() - CASE WHEN n > 3 THEN interval '9 days' ELSE interval '0' END FROM generate_series(1, 2000) AS n""",
+                  clock_timestamp() - CASE WHEN n > 3 THEN interval '9 days' ELSE interval '0' END, 1 FROM generate_series(1, 2000) AS n""",
     )
     world.sql("allocation", "INSERT INTO batches SELECT uuidv7(), envelope_id, 1, '{}', true FROM envelopes")
     world.sql(

@@ -16,6 +16,8 @@ from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
 
 PEOPLE = 80  # two in each zone
+LETTER = """INSERT INTO dead_letters (topic, partition, message_offset, value, headers, timestamp_ms, code, message, deliveries)
+            VALUES (%(topic)s, 0, 0, '', '[]', 0, '', '', 1)"""  # nobody can read whose it is
 UNSERVED = "KE-4-10"  # the zone of the last agency
 
 
@@ -139,6 +141,23 @@ def test_books_of_goods_name_what_is_not_as_it_was(county: County) -> None:
     report = county.json("books", "RICE")
     assert report["balanced"]
     assert report["notes"] == ["77 facts of allocation.batches.v1 not compared with events (older than the topic keeps)"]
+
+    # The batch never came: while it may still be on its way, that is no fault.
+    for table in ("announcements", "entitlements", "groups", "arrivals", "batches"):
+        sql("allocation", f"DELETE FROM {table}")
+    again = ["envelope RICE: 80 people on the way to allocation: again when at rest"]
+    for service, away, back in (
+        ("resolution", "UPDATE batches SET resolved_at = NULL", "UPDATE batches SET resolved_at = received_at"),
+        ("allocation", *(f"UPDATE consumed SET next_offset = next_offset {sign} 1" for sign in "-+")),
+        ("allocation", LETTER, "UPDATE dead_letters SET state = 'DISCARDED'"),
+    ):
+        sql(service, away, topic="resolution.batches.v1")
+        report = county.json("books", "RICE")
+        assert (report["balanced"], report["at_rest"], report["notes"]) == (True, False, again)
+        sql(service, back)
+    found = county.json("books", "RICE", code=1)["findings"]
+    assert f"envelope RICE: disbursement {row.disbursement_id} is nowhere" in found["database"]
+    assert found["database"][-1] == "… and 60 more like the last"
 
 
 def test_agency_cash_from_file_to_the_cooperative(county: County) -> None:
