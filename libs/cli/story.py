@@ -77,6 +77,32 @@ SAYINGS = {
     "released": "has given held money back to the sponsor",
     "settled": "has settled: every unit is accounted for",
 }
+# What funds did to many at once, and once more for one disbursement: only what was done to it.
+_TO_MANY = ("funds blocked", "dispatched", "confirmed", "exception", "released")
+_TO_ONE = """
+WITH paid AS (SELECT instruction, reference, state, confirmed_by FROM funds.ops_payments
+              WHERE envelope_id = %(envelope)s AND batch_id = %(batch)s AND disbursement_id = %(disbursement)s)
+SELECT i.dispatched_at AS at, 'dispatched' AS step, format('instruction %%s, reference %%s', instruction, p.reference) AS detail
+FROM paid p JOIN funds.ops_instructions i USING (instruction)
+WHERE i.dispatched_at IS NOT NULL AND p.state IN ('OUTSTANDING', 'CONFIRMED', 'REVERSED')
+UNION ALL SELECT coalesce(s.created_at, i.last_confirmed_at, i.created_at), 'confirmed',
+    format('instruction %%s, reference %%s', instruction, p.reference)
+FROM paid p JOIN funds.ops_instructions i USING (instruction) LEFT JOIN funds.ops_statements s ON s.statement_id = p.confirmed_by
+WHERE p.state IN ('CONFIRMED', 'REVERSED')
+UNION ALL SELECT x.created_at, 'exception', x.reason || ': ' || x.detail
+FROM paid JOIN funds.ops_exceptions x USING (instruction) WHERE x.position IS NULL
+UNION ALL SELECT blocked_at, 'funds blocked', format('block %%s, reference %%s', block, bank_reference)
+FROM funds.ops_blocks b WHERE envelope_id = %(envelope)s AND state = 'BLOCKED' AND (NOT further OR EXISTS (
+    SELECT 1 FROM funds.ops_repayments r WHERE r.envelope_id = b.envelope_id AND r.block = b.block
+        AND r.disbursement_id = %(disbursement)s))
+UNION ALL SELECT r.released_at, 'released', format('release %%s, %%s', release_id, r.reason)
+FROM funds.ops_given_back g JOIN funds.ops_releases r USING (release_id)
+WHERE g.envelope_id = %(envelope)s AND g.disbursement_id = %(disbursement)s AND r.released_at IS NOT NULL
+"""
+# The last of these at a service says whether a disbursement is held there.
+_TURNS = (
+    "held", "address resolved", "zone resolved", "dispatched", "confirmed", "reversed", "cancelled", "released", "repayment asked",
+)  # fmt: skip
 _ONE = re.compile(r"\b1 (batche|payment|disbursement|people)s?\b")
 _MINOR = re.compile(r"\b(\d+) minor units\b")
 
@@ -155,8 +181,10 @@ def found_story(views: Views, name: str) -> tuple[str, list[Step], Unit]:
 
 
 def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_id: str | None = None) -> list[Step]:
-    """Steps in order of time, operators' among them. What many batches or people did is one step with its count."""
-    steps = []
+    """Steps in order of time, operators' among them. What many batches or people did is one step with its count. Of a disbursement:
+    what was done to it, and what all of its batch or envelope shared."""
+    steps, own = [], []
+    one = {"envelope": envelope_id, "batch": batch_id, "disbursement": disbursement_id}
     for service in HISTORIES:
         for row in views.rows(
             f"""SELECT step, count(*) AS times, min(at) AS at, max(at) AS last,
@@ -165,15 +193,15 @@ def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_i
                        (array_agg(disbursement_id ORDER BY at, detail, disbursement_id))[:{TOLD_SINGLY}] AS people
                 FROM {service}.ops_history
                 WHERE envelope_id = %(envelope)s AND (%(batch)s::uuid IS NULL OR step NOT LIKE 'submission%%')
+                  AND (%(disbursement)s::text IS NULL OR disbursement_id IS NOT NULL OR step <> ALL(%(to_many)s))
                   AND (batch_id IS NULL OR %(batch)s::uuid IS NULL OR batch_id = %(batch)s)
                   AND (disbursement_id IS NULL OR disbursement_id = %(disbursement)s
                        OR (%(disbursement)s::text IS NULL AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)))
                 GROUP BY step, CASE WHEN %(batch)s::uuid IS NULL AND batch_id IS NOT NULL THEN ''
                                     WHEN disbursement_id IS NOT NULL AND %(disbursement)s::text IS NULL THEN ''
                                     ELSE at::text || coalesce(detail, '') END""",
-            envelope=envelope_id,
-            batch=batch_id,
-            disbursement=disbursement_id,
+            **one,
+            to_many=list(_TO_MANY),
         ):
             if row.times > TOLD_SINGLY:
                 steps.append(Step(service, row.at, row.last, row.times, row.step))
@@ -181,7 +209,16 @@ def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_i
             for at, detail, person in zip(row.ats, row.details, row.people, strict=True):
                 whom = None if person == disbursement_id else person
                 steps.append(Step(service, at, at, 1, row.step, detail, whom))
-    steps += _operators(views, envelope_id, disbursement_id)
+                if person is not None and person == disbursement_id:
+                    own.append(steps[-1])
+    if disbursement_id is not None:
+        done = [Step("funds", row.at, row.at, 1, row.step, row.detail) for row in views.rows(_TO_ONE, **one)]
+        steps, own = steps + done, own + done
+    asked = _operators(views, envelope_id, disbursement_id, own)
+    if disbursement_id is not None:  # a zone is given to another place in the moment in which an operator asks for it
+        moments = {step.at for step in asked}
+        steps = [step for step in steps if step.step != "zone reassigned" or step.at in moments]
+    steps += asked
     order = list(SAYINGS)
 
     def place(step: Step) -> tuple[Any, ...]:
@@ -192,8 +229,8 @@ def history(views: Views, envelope_id: Any, batch_id: Any = None, disbursement_i
     return sorted(steps, key=place)
 
 
-def _operators(views: Views, envelope_id: Any, disbursement_id: str | None) -> list[Step]:
-    """What operators did about this envelope, from the services' audits."""
+def _operators(views: Views, envelope_id: Any, disbursement_id: str | None, own: list[Step]) -> list[Step]:
+    """What operators did about this envelope, from the services' audits; of a disbursement, what concerned it (`own`: its steps)."""
     steps = []
     for service in SERVICES:
         for row in views.rows(
@@ -201,13 +238,37 @@ def _operators(views: Views, envelope_id: Any, disbursement_id: str | None) -> l
                 WHERE strpos(detail, %(envelope)s) > 0 ORDER BY id""",
             envelope=str(envelope_id),
         ):
-            chosen = json.loads(row.detail[row.detail.index("{") :]).get("disbursement_ids") or [disbursement_id]
-            if disbursement_id is not None and disbursement_id not in chosen:
+            name, command = row.action.split(".")[-2], json.loads(row.detail[row.detail.index("{") :])
+            if disbursement_id is not None and not _concerned(views, envelope_id, disbursement_id, own, row.at, name, command):
                 continue
             refusal = row.detail.partition("; {")[0] if row.detail.startswith("refused: ") else f"{row.affected:,} touched"
-            step = f"asks {service} for {row.action.split('.')[-2]} ({refusal})"
-            steps.append(Step(service, row.at, row.at, 1, step, row.why, who=row.who))
+            steps.append(Step(service, row.at, row.at, 1, f"asks {service} for {name} ({refusal})", row.why, who=row.who))
     return steps
+
+
+def _concerned(
+    views: Views, envelope_id: Any, disbursement_id: str, own: list[Step], at: datetime, name: str, command: dict[str, Any]
+) -> bool:
+    """Whether a command named this disbursement or its zone, or nobody, but was about those who are held when it was; or about the
+    whole envelope."""
+    if command.get("disbursement_ids"):
+        return disbursement_id in command["disbursement_ids"]
+    if name == "ReassignZone":
+        return bool(
+            views.rows(
+                """SELECT 1 FROM allocation.ops_entitlements WHERE envelope_id = %(envelope)s
+                   AND disbursement_id = %(disbursement)s AND %(zone)s IN (large_zone_id, small_zone_id)""",
+                envelope=envelope_id,
+                disbursement=disbursement_id,
+                zone=command["zone_id"],
+            )
+        )
+    if name == "ReleaseRequested" and not any(step.step == "released" and step.at >= at for step in own):
+        return False
+    if holder := {"ResolveHeld": "resolution", "RetryHeld": "funds", "ReleaseRequested": "funds"}.get(name):
+        turns = [step for step in own if step.service == holder and step.step in _TURNS and step.at <= at]
+        return bool(turns) and max(turns, key=lambda step: step.at).step == "held"
+    return True
 
 
 def held_rows(views: Views, envelope_id: Any = None) -> list[Any]:

@@ -120,6 +120,10 @@ def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
     story = county.almoner("timeline", "RICE")
     for said in ("is to find zones", "has announced who serves them", "asks allocation for ReassignZone", "kg"):
         assert said in story, story
+    for zone, times in (("KE-1", 1), ("KE-3", 0)):  # of two people: the zone of one was given to another place
+        name = next(name for name, person, _, _ in sample.people(PEOPLE) if sample.zone(person)[0] == zone)
+        steps = [step["step"] for step in county.json("timeline", name)["steps"]]
+        assert steps.count("zone reassigned") == sum("ReassignZone (19" in step for step in steps) == times
     assert county.json("books", "RICE")["balanced"]
 
 

@@ -262,6 +262,14 @@ def test_every_verb_is_in_the_document() -> None:
     assert [verb for verb in sorted(verbs - OF_A_STACK) if f"\n$ almoner {verb}" not in text] == []
 
 
+def test_the_story_of_one_person_tells_nothing_of_what_was_done_to_others() -> None:
+    [_, after] = DOCUMENT.read_text().split("\n$ almoner timeline DR26-11-0000019\n")
+    story = after.split("\n$ ")[0]
+    assert "has sent payments to the bank: instruction 2" in story
+    for of_others in ("instruction 1", "18 payments", "given held money back", "ReleaseRequested"):
+        assert of_others not in story
+
+
 @pytest.fixture
 def reference(town: Town) -> Iterator[Reference]:
     """The town has allocation and notifications, too."""

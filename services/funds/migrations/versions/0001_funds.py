@@ -372,6 +372,9 @@ CREATE VIEW retriable AS  -- whom the bank has definitely refused, and nothing s
       AND NOT EXISTS (SELECT 1 FROM disputed d WHERE d.envelope_id = h.envelope_id AND d.disbursement_id = h.disbursement_id)
       AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.envelope_id = h.envelope_id AND t.disbursement_id = h.disbursement_id);
 CREATE VIEW ops_retriable AS SELECT envelope_id, disbursement_id, reason FROM retriable;
+CREATE VIEW ops_given_back AS  -- whose money which release takes
+    SELECT envelope_id, batch_id, disbursement_id, release_id FROM held WHERE release_id IS NOT NULL
+    UNION ALL SELECT envelope_id, batch_id, disbursement_id, release_id FROM cancelled WHERE release_id IS NOT NULL;
 CREATE VIEW ops_repayments AS  -- instruction and position name the reversed payment, release_id where the money went back
     SELECT r.envelope_id, r.block, r.batch_id, r.disbursement_id, r.beneficiary_id, r.amount_minor, r.instruction, r.position,
         h.release_id, r.state, r.at
