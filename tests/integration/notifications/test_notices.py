@@ -19,7 +19,6 @@ from tests.integration.notifications.batches import (
     notices,
     run,
     said,
-    states,
     told,
     until_states,
 )
