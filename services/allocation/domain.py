@@ -154,7 +154,7 @@ def _unserved(group: Group, warehouses: Choice | None, agencies: Choice) -> tupl
     if warehouses is not None and not warehouses.serving.get(group.large_zone_id):
         return NO_WAREHOUSE, f"no warehouse serves large zone {group.large_zone_id}"
     if not agencies.serving.get(group.small_zone_id):
-        what = "agency with an account" if warehouses is None else "agency"
+        what = "agency with an account that a bank can be told" if warehouses is None else "agency"
         return NO_AGENCY, f"no {what} serves small zone {group.small_zone_id}"
     return "", ""
 

@@ -10,6 +10,7 @@ from libs.common.contracts.base import GOODS, BatchHeader, EnvelopeHeader
 from libs.common.contracts.resolution import BatchZonesResolved
 from libs.common.db import Tx, lock_key, lock_key_text
 from libs.common.envelope import Cause
+from libs.common.swift import usable
 from services.allocation.domain import AGENCY, WAREHOUSE, Choice, Group, Share
 from services.allocation.ports import Listing
 
@@ -761,7 +762,7 @@ def put_places(tx: Tx, source: str, rows: Sequence[Place]) -> int:
                 s.benefit_code_id,
                 s.capacity_minor,
                 s.capacity_units,
-                s.account is not None,
+                usable(s.account),
             )
             for one in listings
             for s in one.serves

@@ -13,7 +13,7 @@ from libs.common.contracts.allocation import BatchAllocated, ZoneAllocation
 from libs.common.contracts.base import BatchHeader, Unresolved, ZonedItems
 from libs.common.db import Tx
 from libs.common.seal import Sealer
-from services.funds import domain
+from libs.common.swift import swift, usable
 from services.funds.domain import Line, Named, Share
 from services.funds.ports import Payment
 from services.funds.store import LivePayment
@@ -38,7 +38,7 @@ def payable(data: BatchAllocated, sealer: Sealer) -> tuple[ZonedItems, list[Unre
 
     Raises Malformed where the seal of the places does not open."""
     places = sealer.open(data.places, SEALED_AS, data.header.envelope_id, data.header.batch_id, data.part)
-    paid = [domain.usable(_account(places, zone.agency.id)) for zone in data.zones]
+    paid = [usable(_account(places, zone.agency.id)) for zone in data.zones]
     held = [
         Unresolved(
             item.disbursement_id,
@@ -122,17 +122,17 @@ def bank_list(
         account = _account(places, agency_id)
         narratives = (
             "1 person" if people[head] == 1 else f"{people[head]} people",
-            domain.swift(header.programme.mnemonic or header.programme.id),
-            domain.swift(header.cycle.mnemonic or header.cycle.id),
-            domain.swift(agency_id),
+            swift(header.programme.mnemonic or header.programme.id),
+            swift(header.cycle.mnemonic or header.cycle.id),
+            swift(agency_id),
             called[head],
-            domain.swift(zone),
+            swift(zone),
         )
         found.append(
             Payment(
                 called[head],
                 amount_minor,
-                domain.swift(agency_name, 70),
+                swift(agency_name, 70),
                 account["account_number"],
                 account.get("account_type") or "BANK_ACCOUNT",
                 account.get("bank_code", ""),

@@ -19,6 +19,7 @@ from libs.common.envelope import Cause
 from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
 from libs.common.seal import Sealer, pick
+from libs.common.swift import swift, swift_lines
 from libs.common.workqueue import Answer, Claim, Done, Later, MaybeDone, NotSent, Settled, Unknown, Void, not_now
 from services.funds import agencies, decisions, domain, repay, store
 from services.funds.config import Settings
@@ -309,22 +310,22 @@ class Dispatch(_Call):
         if None in kinds:  # somebody has no address here
             raise KeyError("fa_type")
         references = domain.references(request.incarnation, instruction, [row.position for row in request.payments])
-        programme = domain.swift(header.programme.mnemonic or header.programme.id)
-        cycle = domain.swift(header.cycle.mnemonic or header.cycle.id)
+        programme = swift(header.programme.mnemonic or header.programme.id)
+        cycle = swift(header.cycle.mnemonic or header.cycle.id)
         narratives = zip(
-            domain.swift_lines([told or "." for told in known("narrative")]),
+            swift_lines([told or "." for told in known("narrative")]),
             repeat(programme),
             repeat(cycle),
-            domain.swift_lines([row.beneficiary_id for row in request.payments]),
+            swift_lines([row.beneficiary_id for row in request.payments]),
             references,
-            domain.swift_lines(ids),
+            swift_lines(ids),
             strict=False,  # what repeats has no end
         )
         providers = list(zip(kinds, known("wallet_provider_name"), strict=True))
         columns = (
             references,
             [row.amount_minor for row in request.payments],
-            domain.swift_lines([name or "." for name in known("name")], 70),
+            swift_lines([name or "." for name in known("name")], 70),
             known("account_number"),
             kinds,
             known("bank_code"),

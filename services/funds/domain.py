@@ -14,7 +14,6 @@ The states, and the only moves between them:
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,40 +81,7 @@ def _seed(head: str) -> int:
     return int(hashlib.md5(head.encode(), usedforsecurity=False).hexdigest()[:12], 16)
 
 
-# --- What goes to a bank ------------------------------------------------------------------------------------------------
-
-_SWIFT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ "
-_SWIFT_BYTES = _SWIFT.encode() + b"\n"
-_ALREADY_SWIFT = re.compile(r"[A-Za-z0-9/?().,'+](?:[A-Za-z0-9/?:().,'+ -]*[A-Za-z0-9/?:().,'+-])?")
-_NOT_YET = re.compile(r"\n[\n:\- ]| \n")  # in lines between line breaks: empty, with a mark or a space where none may be
-_NARRATIVE_CHARACTERS = 65
-
-
-def swift(text: str, longest: int = _NARRATIVE_CHARACTERS) -> str:
-    """One line of SWIFT's character set X, no leading ':' or '-', never empty.
-
-    A line break in a narrative could otherwise forge a statement line."""
-    if len(text) <= longest and _ALREADY_SWIFT.fullmatch(text):
-        return text
-    if not text.isascii():
-        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    clean = "".join(c if c in _SWIFT else " " if c.isspace() else "?" for c in text).strip()
-    return clean.lstrip(":- ")[:longest].rstrip() or "."
-
-
-def swift_lines(texts: Sequence[str], longest: int = _NARRATIVE_CHARACTERS) -> Sequence[str]:
-    """The same for each of many; nearly all lists are of that form already, which is seen at one look."""
-    joined = "\n" + "\n".join(texts) + "\n"
-    if (
-        joined.count("\n") == len(texts) + 1
-        and joined.isascii()
-        and not joined.encode().translate(None, _SWIFT_BYTES)
-        and max(map(len, texts), default=0) <= longest
-        and not _NOT_YET.search(joined)
-    ):
-        return texts
-    return [swift(text, longest) for text in texts]
-
+# --- A bank's own words ------------------------------------------------------------------------------------------------
 
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
@@ -125,18 +91,6 @@ def plain(text: object) -> str:
     may be accounts or phones."""
     words = "".join(c for c in str(text or "") if c.isprintable())
     return _LONG_NUMBER.sub("…", words).encode()[:200].decode(errors="ignore")
-
-
-MAX_ACCOUNT = 34
-
-
-def usable(account: object) -> bool:
-    """An agency's account that a bank can be told."""
-    if not isinstance(account, Mapping) or not all(isinstance(text, str) and text.isprintable() for text in account.values()):
-        return False
-    number = account.get("account_number", "")
-    return 0 < len(number) <= MAX_ACCOUNT and swift(number, MAX_ACCOUNT) == number
-
 
 # --- What a statement line means ----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from libs.common.contracts import ingestion as c
+from libs.common.swift import swift_lines
 from libs.local import mt940 as bank
 from services.funds import domain
 from services.ingestion.adapters import mt940_file as mt940
@@ -91,7 +92,7 @@ def test_nobody_forges_a_line_by_a_name_or_a_narrative(texts: list[tuple[str, st
     references = domain.references(1, 1, list(range(len(texts))))
     lines = []
     for reference, (narrative, person, disbursement) in zip(references, texts, strict=True):
-        safe = domain.swift_lines([narrative or ".", person or ".", disbursement or "."])
+        safe = swift_lines([narrative or ".", person or ".", disbursement or "."])
         lines.append(bank.Line("D", 1000, reference, "BANK1", [safe[0], "P", "C", safe[1], reference, safe[2]]))
     data = statement_text("DE0247", lines).encode()
     [(head, found)] = read(data)

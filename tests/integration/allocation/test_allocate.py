@@ -97,7 +97,7 @@ def test_agency_cash_needs_no_warehouse_but_an_account_and_names_everybody(alloc
     one = said[envelope.id]
     assert (one.zones[0].warehouse, one.zones[0].agency.id, one.total_minor) == (None, "11", 125_050)
     assert {(held.disbursement_id, held.reason) for held in one.held} == {("D1-1", "NO_AGENCY"), ("D1-2", "NOT_IN_REGISTRY")}
-    assert "no agency with an account serves small zone L1-s2" in {held.message for held in one.held}
+    assert "no agency with an account that a bank can be told serves small zone L1-s2" in {held.message for held in one.held}
     # Funds can answer a cancellation only when it has been told of everybody; nobody is cancelled here.
     assert (said[other.id].count, said[other.id].held_count) == (1, 1)
     allocating.quiet()

@@ -154,6 +154,41 @@ def test_topics_are_the_source(allocating: Allocating, world: World) -> None:
     assert "desk@" not in process.log_text()
 
 
+@pytest.mark.parametrize("source", ["pbms", "topic"])
+def test_an_account_that_no_bank_can_be_told_is_none(allocating: Allocating, world: World, source: str) -> None:
+    """Its zone is held as if there were none, and served once it is right. Goods need no account."""
+    numbers = {1: "1" * 35, 2: "47{11", 3: "4711"}
+
+    def list_all() -> None:
+        for n, number in numbers.items():
+            if source == "pbms":
+                allocating.put(agency(n, f"L1-s{n}", account=f"#ACCOUNT#{number}#BANK#ABC#"))
+            else:
+                listed(world, str(n), [f"L1-s{n}"], account={**ACCOUNT, "account_number": number})
+
+    list_all()
+    allocating.put(warehouse(9, "L1"))
+    listed(world, "W9", ["L1"])
+    allocating.run(REFERENCE_SOURCE=source)
+    cash, goods = Envelope("CASH_PHYSICAL"), Envelope()
+    world.until(lambda: len(world.sql("allocation", "SELECT 1 FROM places WHERE source = %(s)s", s=source)) == 4)
+    for envelope in (cash, goods):
+        allocating.publish(envelope.batch("L1-s1", "L1-s2", "L1-s3"), envelope.completed())
+    allocating.until_state(goods, allocated=3)
+    allocating.until_state(cash, allocated=1, held=2)
+    held = world.sql("allocation", "SELECT reason, message FROM ops_held ORDER BY disbursement_id")
+    assert {row.reason for row in held} == {"NO_AGENCY"}
+    assert held[0].message == "no agency with an account that a bank can be told serves small zone L1-s1"
+    numbers |= {1: "1" * 34, 2: "47(11"}
+    list_all()
+    allocating.tick()
+    allocating.until_state(cash, allocated=3, held=0)
+    allocating.quiet()
+    assert {place["account"]["account_number"] for one in allocating.said(3) for place in opened(one)[1].values()
+            if one.header.envelope_id == cash.id} == set(numbers.values())  # fmt: skip
+    allocating.check(cash, goods)
+
+
 def test_hostile_messages_are_answered_and_stop_nothing(allocating: Allocating, world: World) -> None:
     listed(world, "W1", ["L1"])
     good = AgencyListed.model_validate({"id": "A1", "serves": [{"programme_id": "RICE", "benefit_code_id": "SEED-01"}],

@@ -41,31 +41,6 @@ def test_numbers_which_have_no_room_are_refused() -> None:
         domain.references(0, 36**7, [0])
 
 
-@given(st.text(max_size=200), st.integers(1, 70))
-def test_what_goes_to_a_bank_is_one_plain_line(text: str, longest: int) -> None:
-    clean = domain.swift(text, longest)
-    assert 0 < len(clean) <= longest
-    assert set(clean) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ ")
-    assert clean[0] not in ":- "
-    assert clean == clean.strip()
-    assert domain.swift(clean, longest) == clean
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("José Müller", "Jose Muller"),
-        ("\n:61:2611211121D100,00", "61:2611211121D100,00"),
-        ("-}{", "??"),
-        ("", "."),
-        ("王", "?"),
-        ("-", "."),
-    ],
-)
-def test_texts_for_banks(text: str, clean: str) -> None:
-    assert domain.swift(text) == clean
-
-
 def line(mark: str = "D", amount: int = 100, position: int = 1, bank_reference: str = "B1") -> Line:
     return Line(1, mark, amount, 7, position, bank_reference)
 
@@ -183,25 +158,6 @@ def test_all_retries_of_a_payment_to_an_agency_must_be_taken_back_for_it_to_coun
     for retired, reasons in (({(7, 1)}, []), (set[tuple[int, int]](), ["PAID_AFTER_RETRY"])):
         result = domain.reconcile([line(amount=30)], "EUR", {(7, 1): one}, lists, retired)
         assert [reason for _, reason in result.exceptions] == reasons
-
-
-@pytest.mark.parametrize(
-    ("account", "usable"),
-    [
-        ({"account_number": "DE02 1001", "bank_code": "B"}, True),
-        ({"account_number": ""}, False),
-        ({"bank_code": "B"}, False),
-        ({"account_number": "1\n:61:"}, False),
-        ({"account_number": "1" * 35}, False),
-        ({"account_number": "1", "bank_code": 7}, False),
-        ({"account_number": "1", "branch_code": "R\n"}, False),
-        ({}, False),
-        (None, False),
-        ("DE02", False),
-    ],
-)
-def test_accounts_a_bank_can_be_told(account: object, usable: bool) -> None:
-    assert domain.usable(account) is usable
 
 
 @pytest.mark.parametrize(

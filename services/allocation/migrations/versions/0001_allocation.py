@@ -129,7 +129,7 @@ CREATE TABLE places (
 CREATE TABLE serves (
     source text NOT NULL, kind text NOT NULL, id text COLLATE "C" NOT NULL, programme_id text NOT NULL, benefit_code_id text NOT NULL,
     capacity_minor bigint CHECK (capacity_minor >= 0), capacity_units numeric CHECK (capacity_units >= 0),
-    has_account boolean NOT NULL,  -- without one an agency can hand out no cash
+    has_account boolean NOT NULL,  -- without one that a bank can be told an agency can hand out no cash
     PRIMARY KEY (source, kind, id, programme_id, benefit_code_id),
     FOREIGN KEY (source, kind, id) REFERENCES places
 );
