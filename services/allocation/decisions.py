@@ -23,6 +23,7 @@ from libs.common.db import Tx, lock_key, lock_key_text
 from libs.common.envelope import Cause, Event, cause_of
 from libs.common.outbox import Outbox, outgoing
 from libs.common.seal import Sealer, by_column, by_person
+from libs.common.swift import usable
 from services.allocation import domain, store
 from services.allocation.config import Settings
 from services.allocation.domain import AGENCY, WAREHOUSE, Candidate, Choice, Group, Pick
@@ -298,14 +299,18 @@ class Decisions:
         limit = self._settings.max_chunk_batches
         batches = store.ready_batches(tx, envelope_id, delay, limit)
         if batches:
-            more = self._say(tx, batches, because)
+            more = self._say(tx, envelope, batches, because)
             if more or len(batches) == limit:
                 self._make_due(tx, ANNOUNCE, envelope_id, because)
         self._conclude(tx, envelope, because)
 
-    def _say(self, tx: Tx, batches: Sequence[Any], cause: Cause) -> bool:
+    def _say(self, tx: Tx, envelope: Any, batches: Sequence[Any], cause: Cause) -> bool:
         """The next part of each of these batches; True if one of them needs a further one for its size."""
-        groups = store.announceable(tx, [batch.batch_id for batch in batches])
+        ids = [batch.batch_id for batch in batches]
+        groups = store.announceable(tx, ids)
+        places = self._places(tx, groups)
+        if not envelope.goods and self._hold_back(tx, envelope, places, cause):
+            groups = store.announceable(tx, ids)
         by_key = {(group.arrival, group.grp): group for group in groups}
         people: dict[UUID, list[_Person]] = defaultdict(list)
         for row in store.people_of(tx, by_key):
@@ -313,7 +318,6 @@ class Decisions:
             people[group.batch_id].append(_Person._make((*row, group)))
         planned = [group for group in groups if group.state == domain.PLANNED]
         clear = self._opened(tx, sorted({group.arrival for group in planned}))
-        places = self._places(tx, planned)
         said: dict[UUID, _Said] = {}
         for batch in batches:
             if people[batch.batch_id]:
@@ -330,6 +334,19 @@ class Decisions:
             tx, [outgoing(one.event, batch_id, cause, batch_id, one.event.part) for batch_id, one in said.items()]
         )
         return bool(left)
+
+    def _hold_back(self, tx: Tx, envelope: Any, places: Mapping[tuple[str, str], "_Known"], cause: Cause) -> bool:
+        """Cash: what is said is final, and funds can't pay an agency whose account is gone since the plan. Whoever is planned there
+        is held, makes room and is tried once more; True if somebody is."""
+        accounts = {place_id: known.content.get("account") for (kind, place_id), known in places.items() if kind == AGENCY}
+        poor = [place_id for place_id, account in accounts.items() if not usable(account)]
+        if not poor:
+            return False
+        tx.lock_exclusive([_cycle_key(envelope)])
+        back = {(AGENCY, row.agency_id): -row.minor for row in store.hold_back(tx, envelope.envelope_id, poor)}
+        self._give_back(tx, envelope.envelope_id, back, cause)
+        self._make_due(tx, ALLOCATE, envelope.envelope_id, cause)
+        return True
 
     def _fitting(
         self, batch: Any, people: Sequence[_Person], clear: Mapping[int, Mapping[str, Any]], places: Mapping[Any, Any]

@@ -515,6 +515,22 @@ def announceable(tx: Tx, batch_ids: Sequence[UUID]) -> list[Any]:
     )
 
 
+def hold_back(tx: Tx, envelope_id: UUID, agencies: Sequence[str]) -> list[Any]:
+    """Whoever is planned at these has no agency any more and is tried anew. Returns agency_id, and minor: what was planned there."""
+    return tx.rows(
+        """WITH back AS (
+               UPDATE groups g SET state = 'HELD', reason = 'NO_AGENCY',
+                      message = format('agency %%s has no account any more that a bank can be told', g.agency_id),
+                      agency_id = NULL, agency_by = NULL, tried = 0, since = clock_timestamp()
+               FROM (SELECT h.arrival, h.grp, h.agency_id FROM groups h
+                     WHERE h.envelope_id = %(id)s AND h.state = 'PLANNED' AND h.agency_id = ANY(%(agencies)s::text[])) AS was
+               WHERE g.arrival = was.arrival AND g.grp = was.grp RETURNING was.agency_id, g.total_minor)
+           SELECT agency_id, sum(total_minor)::bigint AS minor FROM back GROUP BY agency_id""",
+        id=envelope_id,
+        agencies=list(agencies),
+    )
+
+
 def sealed_parts(tx: Tx, arrivals: Sequence[int]) -> list[Any]:
     """arrival, envelope_id, batch_id, part, sealed_key and sealed."""
     return tx.rows(

@@ -1,6 +1,7 @@
 """What operators and publishers ask for: reassigning zones, cancelling, holding back; what a lost message holds up."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -80,6 +81,35 @@ def test_zones_are_reassigned_before_anybody_is_told(allocating: Allocating, wor
     assert steps[0].detail == "agency of zone L1-s1 is 12, for 2 people: flooded"
     allocating.quiet()
     allocating.check(envelope, cash)
+
+
+def test_an_account_that_is_gone_before_anybody_is_told(allocating: Allocating, world: World) -> None:
+    """Nobody is told of an agency that funds could not pay: who was planned there is held again, and makes room for others."""
+    one, two = agency(11, "L1-s1", account="#ACCOUNT#11#"), agency(12, "L1-s2", capacity="2501", account="#ACCOUNT#12#")
+    allocating.put(one, two, agency(13, "L1-s2", capacity="1251", account="#ACCOUNT#13#"))
+    envelope = Envelope("CASH_PHYSICAL")
+    allocating.run()
+    pause(allocating, "announce")
+    batch = envelope.batch("L1-s1", "L1-s2", "L1-s2", minor=125_000)
+    allocating.publish(batch, envelope.batch("L1-s1", minor=100_000), envelope.completed())
+    allocating.until_state(envelope, planned=4)
+    allocating.put(replace(one, account="#ACCOUNT#11}#"), replace(two, account=None))
+    allocating.refresh()
+    gone = "SELECT 1 FROM serves WHERE NOT has_account"
+    world.until(lambda: len(world.sql("allocation", gone)) == 2, what="PBMS being read")
+    resume(allocating, "announce")
+    allocating.until_state(envelope, allocated=1, held=3)  # there is one more agency, for one of them
+    allocating.quiet()
+    assert {(zone.agency.id, zone.count) for event in allocating.said() for zone in event.zones} == {("13", 1)}
+    assert {event.header.number for event in allocating.said() if event.part == 1} == {1, 2}  # in which all are named
+    held = world.sql("allocation", "SELECT disbursement_id, reason FROM ops_held ORDER BY 1")
+    assert [row.reason for row in held] == ["NO_AGENCY", "NO_CAPACITY", "NO_AGENCY"]
+    allocating.check(envelope)
+    allocating.put(one, two)
+    allocating.refresh()
+    allocating.until_state(envelope, allocated=4, held=0)
+    allocating.quiet()
+    allocating.check(envelope)
 
 
 def test_a_delay_is_waited_for(allocating: Allocating) -> None:
