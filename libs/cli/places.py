@@ -92,7 +92,8 @@ def allocations(name: str, as_json: bool) -> None:
                    UNION ALL
                    SELECT 'agency', agency_id, agency_name, z.small_zone_id, count(e.*), sum(e.amount_minor)
                    FROM allocation.ops_zones z JOIN allocation.ops_entitlements e USING (envelope_id, small_zone_id, agency_id)
-                   WHERE z.envelope_id = %(id)s AND e.state = 'ALLOCATED' GROUP BY agency_id, agency_name, z.small_zone_id) AS of_zones
+                   WHERE z.envelope_id = %(id)s AND e.state = 'ALLOCATED' AND NOT e.given_back
+                   GROUP BY agency_id, agency_name, z.small_zone_id) AS of_zones
                GROUP BY kind, id, name ORDER BY kind DESC, id""",
             id=envelope.envelope_id,
         )

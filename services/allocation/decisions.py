@@ -105,7 +105,8 @@ class Decisions:
         if envelope.goods and envelope.cancelling:  # nobody is served any more, whoever comes
             return False
         version = store.reference_version(tx)
-        groups, more = store.unplanned(tx, envelope.envelope_id, arrivals, version, _HELD_PEOPLE)
+        most = 0 if envelope.cancelling else _HELD_PEOPLE  # funds is about to cancel whoever is held: they need no room
+        groups, more = store.unplanned(tx, envelope.envelope_id, arrivals, version, most)
         if not groups:
             return more
         zones = {(AGENCY, group.small_zone_id) for group in groups}
@@ -141,11 +142,12 @@ class Decisions:
     # --- cancel -------------------------------------------------------------------------------------------------------
 
     def _cancel(self, tx: Tx, envelope: Any, arrivals: Sequence[int], cause: Cause) -> bool:
-        """Goods: what is cancelled and was not said; True if there is more."""
+        """What is cancelled and was not said; of cash, which is funds' to cancel, also what was: its places have room again. True
+        if there is more."""
         envelope_id, more = envelope.envelope_id, False
         if not envelope.goods:
-            return False
-        if envelope.cancelling:
+            groups, more = self._cancelled_by_funds(tx, envelope, arrivals)
+        elif envelope.cancelling:
             groups = store.cancellable_groups(tx, envelope_id, _CANCELLED_GROUPS)
             more = len(groups) == _CANCELLED_GROUPS
         elif envelope.asked or (arrivals and store.has_tombstones(tx, envelope_id)):
@@ -156,10 +158,21 @@ class Decisions:
             return False
         if groups:
             tx.lock_exclusive([_cycle_key(envelope)])
-            back = {(row.kind, row.place_id): -row.minor for row in store.cancel_groups(tx, groups)}
+            gone = store.cancel_groups(tx, groups, said=not envelope.goods)
+            back = {(row.kind, row.place_id): -row.minor for row in gone}
             self._give_back(tx, envelope_id, back, cause)
             store.forget_sealed(tx, sorted({arrival for arrival, _ in groups}))
         return more
+
+    def _cancelled_by_funds(self, tx: Tx, envelope: Any, arrivals: Sequence[int]) -> tuple[list[tuple[int, int]], bool]:
+        """The groups of cash that funds has cancelled: of the batches it spoke of since, and of who has just arrived."""
+        envelope_id, limit = envelope.envelope_id, self._settings.max_chunk_batches
+        batches = store.giving_back(tx, envelope_id, limit) if envelope.gives_back else []
+        if not batches and not (arrivals and store.has_tombstones(tx, envelope_id)):
+            return [], False
+        store.gave_back(tx, [row.batch_id for row in batches])
+        among = {*arrivals, *(arrival for row in batches for arrival in row.arrivals)}
+        return self._apart(tx, store.people_giving_back(tx, envelope_id, sorted(among))), len(batches) == limit
 
     @staticmethod
     def _apart(tx: Tx, people: Sequence[tuple[Any, ...]]) -> list[tuple[int, int]]:

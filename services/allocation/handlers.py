@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.common import jobs, money
-from libs.common.contracts import ingestion, resolution
+from libs.common.contracts import funds, ingestion, resolution
 from libs.common.contracts.base import CHUNK_ITEMS, GOODS, EnvelopeHeader, totals
 from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
@@ -67,6 +67,13 @@ class Handlers:
             store.ask_cancellation(tx, event.data.header.envelope_id, event.data.request_id, None, ids)
         if goods:
             _make_due(tx, ALLOCATE, goods)
+
+    def on_payments_cancelled(self, tx: Tx, events: Sequence[Event[funds.PaymentsCancelled]]) -> None:
+        """Cash that will never be paid takes no room at its agency any more: each person's once, whatever comes twice or early."""
+        cash = [event for event in _ours(tx, events) if event.data.header.benefit_type not in GOODS]
+        if cash:
+            store.cancelled_by_funds(tx, [(event.data.header, event.data.items.disbursement_id) for event in cash])
+            _make_due(tx, ALLOCATE, cash)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

@@ -71,12 +71,13 @@ def declare(tx: Tx, rows: Sequence[tuple[EnvelopeHeader, int, int]], *, complete
 
 
 def envelope(tx: Tx, envelope_id: UUID) -> Any:
-    """The row, with what hinders announcing. Read after the lock."""
+    """The row, with what hinders announcing, and whether funds has cancelled somebody. Read after the lock."""
     return tx.one(
         """SELECT e.*, EXISTS (SELECT 1 FROM dead_letters d WHERE d.state IN ('OPEN', 'REDRIVEN')
                                    AND (d.correlation_id IS NULL OR d.correlation_id = e.envelope_id::text)
                                    AND d.topic NOT LIKE '%%.commands.v1') AS letters,
-                  EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = e.envelope_id AND r.state = 'ASKED') AS asked
+                  EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = e.envelope_id AND r.state = 'ASKED') AS asked,
+                  EXISTS (SELECT 1 FROM batches b WHERE b.envelope_id = e.envelope_id AND b.gives_back) AS gives_back
            FROM envelopes e WHERE e.envelope_id = %(id)s""",
         id=envelope_id,
     )
@@ -103,6 +104,23 @@ def ask_cancellation(tx: Tx, envelope_id: UUID, request_id: str, batches: int | 
            ON CONFLICT DO NOTHING""",
         envelope=envelope_id,
         ids=list(ids),
+    )
+
+
+def cancelled_by_funds(tx: Tx, rows: Sequence[tuple[BatchHeader, Sequence[str]]]) -> None:
+    """(header, disbursements): their tombstones, and that their batches are to be looked at. In key order."""
+    add_batches(tx, [header for header, _ in rows])
+    tx.run(
+        """INSERT INTO tombstones (envelope_id, disbursement_id)
+           SELECT * FROM unnest(%(envelopes)s::uuid[], %(ids)s::text[]) ORDER BY 1, 2 ON CONFLICT DO NOTHING""",
+        envelopes=[header.envelope_id for header, ids in rows for _ in ids],
+        ids=[one for _, ids in rows for one in ids],
+    )
+    tx.run(
+        """UPDATE batches b SET gives_back = true
+           FROM (SELECT batch_id FROM batches WHERE batch_id = ANY(%(ids)s::uuid[]) ORDER BY batch_id FOR NO KEY UPDATE) AS found
+           WHERE b.batch_id = found.batch_id""",
+        ids=[header.batch_id for header, _ in rows],
     )
 
 
@@ -369,9 +387,10 @@ def divide(tx: Tx, moves: Sequence[tuple[int, int, Sequence[int]]]) -> list[tupl
            added AS (
                INSERT INTO groups (arrival, grp, envelope_id, batch_id, large_zone_id, large_zone_code, small_zone_id,
                                    small_zone_code, count, total_minor, state, reason, message, warehouse_id, warehouse_by,
-                                   agency_id, agency_by, tried, part, since)
+                                   agency_id, agency_by, tried, part, given_back, since)
                SELECT g.arrival, p.new, envelope_id, batch_id, large_zone_id, large_zone_code, small_zone_id, small_zone_code, p.n,
-                      p.minor, state, reason, message, warehouse_id, warehouse_by, agency_id, agency_by, tried, part, since
+                      p.minor, state, reason, message, warehouse_id, warehouse_by, agency_id, agency_by, tried, part, given_back,
+                      since
                FROM parts p JOIN groups g ON g.arrival = p.arrival AND g.grp = p.old)
            UPDATE groups g SET count = g.count - p.n, total_minor = g.total_minor - p.minor
            FROM (SELECT arrival, old, sum(n) AS n, sum(minor) AS minor FROM parts GROUP BY arrival, old) AS p
@@ -607,21 +626,26 @@ def asked_cancellations(tx: Tx, envelope_id: UUID) -> list[Any]:
     )
 
 
-def cancel_groups(tx: Tx, groups: Sequence[tuple[int, int]]) -> list[Any]:
-    """Nobody of them is served. Returns what places they had, with what was planned there. Guard: what was said stays."""
+def cancel_groups(tx: Tx, groups: Sequence[tuple[int, int]], *, said: bool) -> list[Any]:
+    """Nobody of them is served. Returns what places they had, with what was planned there. Guard: what was said stays; with `said`
+    (cash that funds has cancelled) it counts for its place no more, once."""
     return tx.rows(
         """WITH gone AS (
-               UPDATE groups g SET state = 'CANCELLED', reason = NULL, message = NULL, since = clock_timestamp()
+               UPDATE groups g SET state = CASE was.state WHEN 'ALLOCATED' THEN was.state ELSE 'CANCELLED' END,
+                      given_back = was.state = 'ALLOCATED', reason = NULL, message = NULL,
+                      since = CASE was.state WHEN 'ALLOCATED' THEN g.since ELSE clock_timestamp() END
                FROM (SELECT h.arrival, h.grp, h.state FROM groups h
                      JOIN unnest(%(arrivals)s::int[], %(groups)s::int[]) AS asked (arrival, grp) USING (arrival, grp)
-                     WHERE h.state IN ('NEW', 'PLANNED', 'HELD')) AS was
+                     WHERE h.state IN ('NEW', 'PLANNED', 'HELD')
+                        OR (%(said)s AND h.state = 'ALLOCATED' AND NOT h.given_back)) AS was
                WHERE g.arrival = was.arrival AND g.grp = was.grp
                RETURNING was.state, g.warehouse_id, g.agency_id, g.total_minor)
            SELECT p.kind, p.place_id, sum(total_minor)::bigint AS minor
            FROM gone CROSS JOIN LATERAL (VALUES ('warehouse', warehouse_id), ('agency', agency_id)) AS p (kind, place_id)
-           WHERE gone.state = 'PLANNED' AND p.place_id IS NOT NULL GROUP BY p.kind, p.place_id""",
+           WHERE gone.state IN ('PLANNED', 'ALLOCATED') AND p.place_id IS NOT NULL GROUP BY p.kind, p.place_id""",
         arrivals=[group[0] for group in groups],
         groups=[group[1] for group in groups],
+        said=said,
     )
 
 
@@ -649,6 +673,34 @@ def cancellable_people(tx: Tx, envelope_id: UUID, arrivals: Sequence[int], ids: 
         id=envelope_id,
         arrivals=list(arrivals),
         ids=list(ids),
+    )
+
+
+def giving_back(tx: Tx, envelope_id: UUID, limit: int) -> list[Any]:
+    """The next batches of which funds has cancelled somebody: batch_id, and arrivals, which are its parts that were taken."""
+    return tx.rows(
+        """SELECT b.batch_id, coalesce(array_agg(a.arrival) FILTER (WHERE a.taken_at IS NOT NULL), '{}') AS arrivals
+           FROM (SELECT batch_id FROM batches WHERE envelope_id = %(id)s AND gives_back ORDER BY number LIMIT %(limit)s) AS b
+           LEFT JOIN arrivals a USING (batch_id) GROUP BY b.batch_id""",
+        id=envelope_id,
+        limit=limit,
+    )
+
+
+def gave_back(tx: Tx, batch_ids: Sequence[UUID]) -> None:
+    tx.run("UPDATE batches SET gives_back = false WHERE batch_id = ANY(%(ids)s::uuid[])", ids=list(batch_ids))
+
+
+def people_giving_back(tx: Tx, envelope_id: UUID, arrivals: Sequence[int]) -> list[tuple[Any, ...]]:
+    """(arrival, grp, count of the group, position) of people of these arrivals whom funds has cancelled, and who still count."""
+    return tx.tuples(  # the list of arrivals finds the rows by their key, as in people_of
+        """SELECT g.arrival, g.grp, g.count, e.position FROM entitlements e JOIN groups g USING (arrival, grp)
+           JOIN tombstones t ON t.envelope_id = g.envelope_id AND t.disbursement_id = e.disbursement_id
+           WHERE e.arrival = ANY(%(arrivals)s::int[]) AND g.arrival = ANY(%(arrivals)s::int[]) AND t.envelope_id = %(id)s
+             AND g.state <> 'CANCELLED' AND NOT g.given_back
+           ORDER BY g.arrival, g.grp, e.position""",
+        id=envelope_id,
+        arrivals=list(arrivals),
     )
 
 

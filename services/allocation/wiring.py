@@ -5,7 +5,7 @@ from functools import partial
 from libs.common.commands import audited
 from libs.common.config import ServiceSettings
 from libs.common.consumer import Routes
-from libs.common.contracts import ingestion, operator, resolution, scheduler
+from libs.common.contracts import funds, ingestion, operator, resolution, scheduler
 from libs.common.db import Database
 from libs.common.jobs import Job
 from libs.common.outbox import Outbox
@@ -38,6 +38,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 (envelopes, ingestion.EnvelopeCancelling): handlers.on_envelope_cancelling,
                 (envelopes, ingestion.DisbursementsCancelling): handlers.on_disbursements_cancelling,
                 ("resolution.batches.v1", resolution.BatchZonesResolved): handlers.on_zones_resolved,
+                ("funds.payments.v1", funds.PaymentsCancelled): handlers.on_payments_cancelled,
                 ("scheduler.ticks.v1", scheduler.Tick): reference.on_tick,
                 (commands, operator.RefreshReference): audited(reference.refresh),
                 (commands, operator.ReassignZone): audited(decisions.reassign),

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from libs.common.swift import swift
+
 # --- References: 16 characters [A-Z0-9] which decode to the primary key -------------------------------------------------
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -91,6 +93,7 @@ def plain(text: object) -> str:
     may be accounts or phones."""
     words = "".join(c for c in str(text or "") if c.isprintable())
     return _LONG_NUMBER.sub("…", words).encode()[:200].decode(errors="ignore")
+
 
 # --- What a statement line means ----------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ TOPICS: tuple[Topic, ...] = (
             funds.PaymentsRefused,
             funds.PaymentsCancelled,
         ),
-        ("notifications", "publishers"),
+        ("allocation", "notifications", "publishers"),
         retention_ms=BOOKS_MS,
         segment_ms=BOOKS_SEGMENT_MS,
     ),

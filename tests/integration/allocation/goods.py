@@ -5,8 +5,10 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from libs.common.contracts import allocation, ingestion, operator, resolution
+from libs.common.contracts import allocation, funds, ingestion, operator, resolution
 from libs.common.contracts.base import (
+    Amount,
+    Amounts,
     EnvelopeHeader,
     EventData,
     Mnemonic,
@@ -24,7 +26,7 @@ from tests.support.process import Process
 from tests.support.world import SEAL_KEYS, TOKEN_KEY, World
 
 SEALER = Sealer(SEAL_KEYS, TOKEN_KEY)
-IN, ENVELOPES = "resolution.batches.v1", "ingestion.envelopes.v1"
+IN, ENVELOPES, PAYMENTS = "resolution.batches.v1", "ingestion.envelopes.v1", "funds.payments.v1"
 OUT, FACTS = "allocation.batches.v1", "allocation.envelopes.v1"
 COMMANDS, TICKS = "allocation.commands.v1", "scheduler.ticks.v1"
 PROGRAMME, CODE = "RICE", "SEED-01"
@@ -125,6 +127,12 @@ class Envelope:
         items = [ingestion.CancelledItem(disbursement_id=one) for one in ids]
         return ingestion.DisbursementsCancelling(header=self.header, request_id=request, reason="test", items=items)
 
+    def cancelled_by_funds(self, batch: resolution.BatchZonesResolved, *ids: str) -> funds.PaymentsCancelled:
+        """Of these people of a batch, or of all."""
+        people = {one.disbursement_id: one.amount_minor for one in (*batch.items, *batch.unresolved)}
+        items = Amounts.of(Amount(one, people[one]) for one in ids or people)
+        return funds.PaymentsCancelled(header=batch.header, **chunk(items))
+
 
 def of(small: str) -> Zone:
     large = small.partition("-")[0]
@@ -150,8 +158,9 @@ class Allocating:
     def publish(self, *events: EventData) -> None:
         for event in events:
             header: Any = event.header  # type: ignore[attr-defined]
-            if isinstance(event, resolution.BatchZonesResolved):
-                self.world.publish(IN, event, header.batch_id, correlation_id=str(header.envelope_id))
+            if isinstance(event, resolution.BatchZonesResolved | funds.PaymentsCancelled):
+                topic = IN if isinstance(event, resolution.BatchZonesResolved) else PAYMENTS
+                self.world.publish(topic, event, header.batch_id, correlation_id=str(header.envelope_id))
             else:
                 self.world.publish(ENVELOPES, event, header.envelope_id, correlation_id=str(header.envelope_id))
 
@@ -234,7 +243,7 @@ class Allocating:
 
     def check(self, *envelopes: Envelope) -> None:
         """The books: everybody who was declared is in one state, sums agree, events say what the rows say, and what places were
-        given is what is planned and announced there, within their capacity."""
+        given is what is planned and announced there and not given back, within their capacity."""
         for envelope in envelopes:
             rows, row = self.rows(envelope), self.state(envelope)
             assert {name: one.amount_minor for name, one in rows.items()} == envelope.everybody
@@ -252,7 +261,7 @@ class Allocating:
                    SELECT p.kind, p.place_id, programme_id, benefit_code_id, cycle_id, -total_minor / 10::numeric ^ scale
                    FROM groups g JOIN envelopes e USING (envelope_id)
                    CROSS JOIN LATERAL (VALUES ('warehouse', warehouse_id), ('agency', agency_id)) AS p (kind, place_id)
-                   WHERE g.state IN ('PLANNED', 'ALLOCATED') AND p.place_id IS NOT NULL) AS x
+                   WHERE g.state IN ('PLANNED', 'ALLOCATED') AND p.place_id IS NOT NULL AND NOT g.given_back) AS x
                GROUP BY 1, 2, 3, 4, 5 HAVING sum(units) <> 0""",
         )
         assert off == []

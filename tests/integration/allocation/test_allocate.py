@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
@@ -131,6 +132,55 @@ def test_capacity_is_never_exceeded_whoever_comes_and_given_back_by_cancelling(a
         allocating.until_state(envelope, allocated=6)
     allocating.quiet()
     allocating.check(*envelopes)
+
+
+def test_capacity_of_cash_is_given_back_once_by_whom_funds_has_cancelled(allocating: Allocating, world: World) -> None:
+    """What is submitted anew in the same cycle finds the room again, whatever funds says twice, in parts or before its batch."""
+    allocating.put(agency(11, "L1-s1", capacity="61", account="#ACCOUNT#4711#"))
+    first, anew, early = (Envelope("CASH_PHYSICAL") for _ in range(3))
+    one, two = first.batch(*["L1-s1"] * 4, minor=1000), first.batch(*["L1-s1"] * 3, minor=1000)
+    allocating.run()
+    allocating.publish(one, two, first.completed())
+    allocating.until_state(first, allocated=6, held=1)
+    allocating.publish(anew.batch(*["L1-s1"] * 4, minor=1000), anew.batch(*["L1-s1"] * 3, minor=1000), anew.completed())
+    allocating.until_state(anew, held=7, planned=0)
+    allocating.quiet()
+
+    # One of a zone, and who is not known here: one of those who wait has room then, and what was said stays said.
+    told = sorted(allocating.served(first))
+    for _ in range(2):
+        allocating.publish(first.cancelled_by_funds(one, told[0]))
+    world.until(lambda: allocating.state(first).held + allocating.state(anew).held == 7, what="room for one")
+    allocating.quiet()
+    allocating.check(first, anew)
+    # All of it, in pieces that overlap: who waited there does not take what the others give back.
+    allocating.publish(first.cancelling(), first.cancelled_by_funds(two), first.cancelled_by_funds(two, "D2-1"))
+    allocating.publish(first.cancelled_by_funds(one), first.cancelled_by_funds(one, "D1-3", "D1-0"))
+    allocating.until_state(anew, allocated=6, held=1, planned=0)
+    allocating.until_state(first, held=0, planned=0)
+    allocating.quiet()
+    allocating.check(first, anew)
+    [load] = world.sql("allocation", "SELECT units FROM ops_loads")
+    assert load.units == sum(minor for *_, minor in allocating.served(anew).values()) / Decimal(100)
+    marked = world.sql(
+        "allocation",
+        "SELECT disbursement_id FROM ops_entitlements WHERE envelope_id = %(id)s AND given_back ORDER BY 1",
+        id=first.id,
+    )
+    assert [row.disbursement_id for row in marked] == sorted(allocating.served(first))
+
+    # Before its batch is here: nobody of it is served, and nothing is given back that was not taken.
+    batch = early.batch("L1-s1", "L1-s1", None, minor=1000)
+    allocating.publish(early.cancelled_by_funds(batch, "D1-0", "D1-2"), early.cancelled_by_funds(batch, "D1-0"))
+    world.until(lambda: world.sql("allocation", "SELECT 1 FROM tombstones WHERE envelope_id = %(id)s", id=early.id))
+    allocating.quiet()
+    allocating.publish(batch, early.completed())
+    allocating.until_state(early, cancelled=2, held=1)
+    allocating.publish(early.later(batch, {"D1-2": "L1-s1"}))
+    allocating.quiet()
+    allocating.until_state(early, cancelled=2, held=1)
+    allocating.check(first, anew, early)
+    assert not world.sql("allocation", "SELECT 1 FROM dead_letters")
 
 
 def test_an_event_never_grows_over_its_limit(allocating: Allocating) -> None:

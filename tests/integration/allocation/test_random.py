@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from libs.common.contracts import allocation, operator
-from tests.integration.allocation.goods import COMMANDS, ENVELOPES, IN, Allocating, Envelope, agency, warehouse
+from tests.integration.allocation.goods import COMMANDS, ENVELOPES, IN, PAYMENTS, Allocating, Envelope, agency, warehouse
 from tests.support.world import World
 
 STEPS = 18
@@ -25,6 +25,7 @@ class Life:
         self.envelopes = [Envelope(), Envelope("CASH_PHYSICAL"), Envelope()]
         self.open = {envelope.id for envelope in self.envelopes}  # batches may still come
         self.cancelled: set[UUID] = set()
+        self.unpaid: set[str] = set()  # of the cash, by funds
         self.lost: list[tuple[Envelope, str]] = []  # in no registry
         self.agencies = 0
         self.paused = False
@@ -33,7 +34,7 @@ class Life:
 
     def step(self) -> str:
         name: str = self.draw.choice(
-            "batch batch batch later complete cancel_person cancel_all place place close reassign pause crash refresh".split()
+            "batch batch batch later complete cancel_person cancel_all funds_cancels place place close reassign pause crash refresh".split()
         )
         getattr(self, name)()
         return name
@@ -79,6 +80,16 @@ class Life:
             self.cancelled.add(envelope.id)
             self.allocating.publish(envelope.cancelling("ALL"))
 
+    def funds_cancels(self) -> None:
+        """Whether somebody was told of them or not; some of them it has said before."""
+        cash = self.envelopes[1]
+        if first := [one for one in cash.parts if one.part == 1]:
+            part = self.draw.choice(first)
+            people = [one.disbursement_id for one in (*part.items, *part.unresolved)]
+            some = self.draw.sample(people, self.draw.randrange(1, len(people) + 1))
+            self.unpaid.update(some)
+            self.allocating.publish(cash.cancelled_by_funds(part, *some))
+
     def place(self) -> None:
         self.agencies += 1
         zones = self.draw.sample(ZONES[:3], self.draw.randrange(1, 4))
@@ -119,10 +130,11 @@ class Life:
                        UNION ALL SELECT 'work' FROM work WHERE state IN ('PENDING', 'CLAIMED')
                        UNION ALL SELECT job FROM due WHERE job NOT IN (SELECT stage FROM paused)"""
         known = [one for one in self.envelopes if one.parts]
-        sent = sum(len(self.world.messages(topic)) for topic in (IN, ENVELOPES, COMMANDS))
+        topics = (IN, ENVELOPES, COMMANDS, PAYMENTS)
+        sent = sum(len(self.world.messages(topic)) for topic in topics)
         read = "SELECT coalesce(sum(next_offset), 0)::bigint AS n FROM consumed WHERE topic LIKE ANY(%(topics)s)"
-        topics = [f"%{topic}" for topic in (IN, ENVELOPES, COMMANDS)]
-        self.world.until(lambda: self.world.sql("allocation", read, topics=topics)[0].n >= sent, what="all of it being read")
+        like = [f"%{topic}" for topic in topics]
+        self.world.until(lambda: self.world.sql("allocation", read, topics=like)[0].n >= sent, what="all of it being read")
         self.world.until(lambda: not self.world.sql("allocation", under_way), what="rest")
         self.allocating.check(*known)
 
@@ -157,7 +169,9 @@ def test_a_random_life(allocating: Allocating, world: World, seed: int) -> None:
     for envelope in known:
         row = allocating.state(envelope)
         if envelope.header.benefit_type == "CASH_PHYSICAL":
-            assert (row.allocated, row.cancelled) == (len(envelope.everybody), 0), done
+            rows = allocating.rows(envelope)
+            assert {name for name, one in rows.items() if one.state == "CANCELLED" or one.given_back} == life.unpaid, done
+            assert {one.state for one in rows.values()} <= {"ALLOCATED", "CANCELLED"}, done
         elif envelope.id not in life.cancelled:
             said = last[envelope.id]
             assert (said.allocated, said.cancelled, said.held) == (row.allocated, row.cancelled, 0), done

@@ -29,10 +29,12 @@ CREATE TABLE batches (
     batch_id uuid PRIMARY KEY, envelope_id uuid NOT NULL REFERENCES envelopes, number int NOT NULL, header text NOT NULL,
     whole boolean NOT NULL DEFAULT false,  -- resolution's part 1 is here, which names everybody
     ready_at timestamptz,                  -- there is something to announce since then
-    parts int NOT NULL DEFAULT 0           -- announced
+    parts int NOT NULL DEFAULT 0,          -- announced
+    gives_back boolean NOT NULL DEFAULT false  -- funds has cancelled cash of it since somebody looked
 );
 CREATE INDEX batches_envelope ON batches (envelope_id, number);
 CREATE INDEX batches_ready ON batches (envelope_id, number) WHERE ready_at IS NOT NULL;
+CREATE INDEX batches_giving_back ON batches (envelope_id, number) WHERE gives_back;
 
 -- A part as resolution sent it. `sealed` goes when all of its people have reached their end.
 CREATE TABLE arrivals (
@@ -58,6 +60,7 @@ CREATE TABLE groups (
     warehouse_id text COLLATE "C", warehouse_by text, agency_id text COLLATE "C", agency_by text,
     tried bigint NOT NULL DEFAULT 0,  -- the version of the reference data that had no place for them
     part int,                         -- of BatchAllocated
+    given_back boolean NOT NULL DEFAULT false,  -- funds cancelled the cash that was said: no place's load has it any more
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (arrival, grp),
     CHECK ((large_zone_id IS NULL) = (small_zone_id IS NULL)),
@@ -65,6 +68,7 @@ CREATE TABLE groups (
     CHECK (state NOT IN ('PLANNED', 'ALLOCATED') OR agency_id IS NOT NULL),      -- somebody hands it out
     CHECK (state <> 'HELD' OR (reason IS NOT NULL AND agency_id IS NULL)),       -- nobody is held without a reason
     CHECK ((state = 'ALLOCATED') = (part IS NOT NULL)),                          -- final is what was said
+    CHECK (NOT given_back OR state = 'ALLOCATED'),
     CHECK ((warehouse_id IS NULL) = (warehouse_by IS NULL) AND (agency_id IS NULL) = (agency_by IS NULL))
 );
 CREATE INDEX groups_envelope ON groups (envelope_id);
@@ -87,8 +91,8 @@ CREATE TABLE choices (
     CHECK ((place_id IS NULL) = (chosen_by IS NULL))
 );
 
--- What a place was given in a cycle, planned or announced, in whole units of the benefit: envelopes may count with different
--- decimals. Written under the cycle's lock in the transaction that plans or cancels.
+-- What a place was given in a cycle, planned or announced and not given back, in whole units of the benefit: envelopes may count
+-- with different decimals. Written under the cycle's lock in the transaction that plans or cancels.
 CREATE TABLE loads (
     kind text NOT NULL, place_id text COLLATE "C" NOT NULL, programme_id text NOT NULL, benefit_code_id text NOT NULL,
     cycle_id text NOT NULL, units numeric NOT NULL CHECK (units >= 0),
@@ -102,7 +106,8 @@ CREATE TABLE announcements (
 CREATE INDEX announcements_envelope ON announcements (envelope_id);
 CREATE INDEX announcements_at ON announcements (at);
 
--- What cancellations ask for; a tombstone is for ever, whether its person has come or not.
+-- What cancellations of goods ask for; a tombstone, of goods or of cash that funds has cancelled, is for ever, whether its person
+-- has come or not.
 CREATE TABLE cancel_requests (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, envelope_id uuid NOT NULL REFERENCES envelopes, request_id text NOT NULL,
     whole boolean NOT NULL, batches int, disbursement_ids text[] NOT NULL,
@@ -193,7 +198,7 @@ CREATE VIEW ops_zones AS
         GROUP BY envelope_id, large_zone_id, small_zone_id, warehouse_id, agency_id) AS z;
 CREATE VIEW ops_entitlements AS
     SELECT g.envelope_id, g.batch_id, e.disbursement_id, e.beneficiary_id, e.amount_minor, g.large_zone_id, g.small_zone_id,
-        g.warehouse_id, g.agency_id, g.state, g.part
+        g.warehouse_id, g.agency_id, g.state, g.part, g.given_back
     FROM groups g JOIN entitlements e USING (arrival, grp) WHERE g.state <> 'NEW';
 CREATE VIEW ops_held AS
     SELECT g.envelope_id, g.batch_id, e.disbursement_id, e.beneficiary_id, e.amount_minor, g.reason, g.message, g.since
