@@ -49,7 +49,8 @@ class Life:
         parts = wire(settings_of(payout), self.database)
         self.fold = Fold(self.database, parts.routes, Limits())
         self.jobs = JobRunner(self.database, parts.jobs)
-        self.workers = {callout.kind: Worker(self.database, callout, workqueue.Limits()) for callout in parts.callouts}
+        limits = workqueue.Limits(lease_seconds=600)  # a hundred lists are claimed at once and sent one by one
+        self.workers = {callout.kind: Worker(self.database, callout, limits) for callout in parts.callouts}
 
     def step(self, name: str, act: Callable[[], Any]) -> Any:
         before = self.count()
