@@ -245,7 +245,7 @@ def in_portions(items: Sequence[T], rate: float | None) -> Iterator[Sequence[T]]
         began = time.monotonic()
         portion = items[start : start + size]
         yield portion
-        if rate is not None:
+        if rate is not None and len(items) > size:
             print(f"{start + len(portion):,} of {len(items):,}", file=sys.stderr, flush=True)
             time.sleep(max(0.0, len(portion) / rate - (time.monotonic() - began)))
 
