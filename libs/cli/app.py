@@ -74,7 +74,7 @@ def examples(*lines: str) -> str:
 
 # What a shell completes, known without asking anybody.
 STAGES = (
-    "consume", "resolve", "locate", "allocate", "announce", "check", "block", "dispatch", "release", "order", "read-statement",
+    "consume", "resolve", "locate", "allocate", "announce", "check", "block", "dispatch", "release", "order", "query", "read-statement",
 )  # fmt: skip
 
 
@@ -652,7 +652,8 @@ def pause(
     stage: Annotated[
         str,
         typer.Argument(
-            help="consume, or a kind of call: resolve, check, block, dispatch, release, order", autocompletion=_among(STAGES)
+            help="consume, or a kind of call: resolve, check, block, dispatch, release, order, query",
+            autocompletion=_among(STAGES),
         ),
     ],
     why: Why = "paused by an operator",

@@ -1,4 +1,4 @@
-"""The four outside calls of funds. `take` decides under the shared lock whether and how the bank may be called; `settle` stores
+"""The four outside calls by which funds pays. `take` decides under the shared lock whether and how the bank may be called; `settle` stores
 what the bank said. What may follow a lost answer is what the bank's adapter declares, never what we hope.
 """
 

@@ -92,6 +92,15 @@ class Settings(ServiceSettings):
     order_max_attempts: MaxAttempts = 5
     order_backoff_first_seconds: BackoffFirstSeconds = 1
     order_backoff_max_seconds: BackoffMaxSeconds = 300
+    query_enabled: Enabled = True
+    query_concurrency: Concurrency = 2
+    query_claim_max_calls: ClaimMaxCalls = 100
+    query_poll_seconds: PollSeconds = 0.5
+    query_timeout_seconds: TimeoutSeconds = 10
+    query_lease_seconds: LeaseSeconds = 60
+    query_max_attempts: MaxAttempts = 5
+    query_backoff_first_seconds: BackoffFirstSeconds = 1
+    query_backoff_max_seconds: BackoffMaxSeconds = 300
     release_enabled: Enabled = True
     release_concurrency: Concurrency = 4
     release_claim_max_calls: ClaimMaxCalls = 100

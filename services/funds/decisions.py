@@ -24,7 +24,7 @@ from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause, Event
 from libs.common.outbox import Outbox, Outgoing, outgoing
 from libs.common.seal import Sealer
-from services.funds import orders, repay, store
+from services.funds import orders, queries, repay, store
 from services.funds.config import Settings
 from services.funds.domain import Money
 from services.funds.ports import Bank, Repeat
@@ -397,7 +397,7 @@ class Decisions:
 
     def _mark_overdue(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """Instructions the bank took and of which no statement shows all: listed for an operator, never sent again. The bank is
-        asked for a statement; what comes late is booked as ever, and ends the exception."""
+        asked for a statement, and what became of them where it can be; what comes late is booked as ever, and ends the exception."""
         if not self._settings.statement_days:
             return
         # One for each instruction: whoever of it is outstanding is seen in its payments, and there may be a million.
@@ -409,7 +409,8 @@ class Decisions:
                               AND i.dispatched_at < clock_timestamp() - make_interval(days => %(days)s) AS overdue
                    FROM instructions i JOIN envelopes e USING (envelope_id) WHERE i.envelope_id = %(id)s),
                changed AS (
-                   UPDATE exceptions x SET amount_minor = late.minor, detail = late.n || ' payments without a line',
+                   UPDATE exceptions x SET amount_minor = late.minor,
+                          detail = regexp_replace(x.detail, '^[0-9]+', late.n::text),  -- what the bank said of it stays
                           state = CASE WHEN late.n = 0 THEN 'CLOSED' ELSE x.state END,
                           closed_at = CASE WHEN late.n = 0 THEN clock_timestamp() END
                    FROM late WHERE x.instruction = late.instruction AND x.reason = 'NO_STATEMENT_LINE' AND x.state = 'OPEN'
@@ -421,14 +422,16 @@ class Decisions:
             days=self._settings.statement_days,
         )
         if found:
-            payers = tx.rows(
-                """SELECT DISTINCT k.sponsor FROM instructions i JOIN blocks k USING (envelope_id, block)
+            overdue = tx.rows(
+                """SELECT i.instruction, k.sponsor, k.bank, e.lock_key
+                   FROM instructions i JOIN blocks k USING (envelope_id, block) JOIN envelopes e USING (envelope_id)
                    WHERE i.instruction = ANY(%(ids)s::bigint[])""",
                 ids=[row.instruction for row in found],
             )
             known = self._settings.sponsors
-            names = {row.sponsor if row.sponsor in known else "default" for row in payers} & known.keys()
+            names = {row.sponsor if row.sponsor in known else "default" for row in overdue} & known.keys()
             orders.ask(tx, sorted(names), Cause(cause.id, None, cause.traceparent))
+            queries.ask(tx, self._banks, overdue, cause)
 
     def _settle(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
         """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed."""

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+from uuid import UUID
 
 import httpx
 
@@ -26,6 +27,7 @@ class Capabilities:
     block: Repeat
     dispatch: Repeat
     release: Repeat
+    query: Literal[Repeat.READ, Repeat.NONE]
     atomic_list: bool  # one confirmed member proves that the whole list was accepted
 
 
@@ -82,6 +84,19 @@ class Accepted:
     refused: Sequence[tuple[str, str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Became:
+    """What a list came to at the bank: so many of its payments were accepted, so many refused."""
+
+    accepted: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotKnown:
+    """The bank knows nothing of it, or no longer; by itself that proves nothing."""
+
+
 class Bank(Protocol):
     """Each verb answers Done(one of the above), NotSent or MaybeDone; none raises for what a bank may do."""
 
@@ -104,6 +119,10 @@ class Bank(Protocol):
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
     ) -> Answer: ...
+
+    async def query(self, client: httpx.AsyncClient, claim: Claim, key: UUID) -> Answer:
+        """What became of the list that was dispatched with this key: Became, Refused or NotKnown. A read."""
+        ...
 
     async def order_statement(self, client: httpx.AsyncClient, claim: Claim, account: Account) -> Answer:
         """Have the bank send what is booked and not stated yet. A read: it may be repeated freely."""

@@ -21,6 +21,7 @@ from services.funds.gauges import read_books, read_money
 from services.funds.handlers import ADVANCE, STATEMENT, Handlers
 from services.funds.orders import Orders
 from services.funds.ports import Bank
+from services.funds.queries import Queries
 
 # Bank adapters by the name that the configuration gives them: a new bank is a new line here and a file in adapters/.
 ADAPTERS: dict[str, type[ExampleBank]] = {"example": ExampleBank, "full": FullBank}
@@ -63,8 +64,8 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 (commands, operator.RequestStatement): audited(orders.request),
             }
         ),
-        callouts=[*calls, orders],
-        after_restore=calls,  # statements may be asked for: they tell what was paid
+        callouts=[*calls, orders, Queries(banks)],
+        after_restore=calls,  # statements may be asked for, and what became of a list: they tell what was paid
         jobs=[Job(ADVANCE, decisions.advance), Job(STATEMENT, decisions.close_statement)],
         measures=[Measure("money", settings.money_seconds, read_money), Measure("books", settings.books_seconds, read_books)],
     )

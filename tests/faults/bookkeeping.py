@@ -13,7 +13,7 @@ from tests.support.world import World
 # A lease short enough to wait for, a time-out long enough for a busy machine; the retries come soon.
 LIMITS = {
     f"ALMONER_FUNDS_{kind}_{name}": value
-    for kind in ("CHECK", "BLOCK", "DISPATCH", "RELEASE", "ORDER")
+    for kind in ("CHECK", "BLOCK", "DISPATCH", "RELEASE", "ORDER", "QUERY")
     for name, value in {
         "TIMEOUT_SECONDS": "5",
         "LEASE_SECONDS": "8",

@@ -25,7 +25,7 @@ from libs.common.errors import LeaseLost
 from libs.common.workqueue import MARGIN_SECONDS, Answer, Claim, Done, Limits, MaybeDone, NotSent, http_client, post
 from services.funds.adapters.example_bank import ExampleBank
 from services.funds.adapters.full_bank import FullBank
-from services.funds.ports import Accepted, Account, Payment, Refused, Succeeded, Sufficient
+from services.funds.ports import Accepted, Account, Became, NotKnown, Payment, Refused, Succeeded, Sufficient
 from services.resolution.adapters.spar import MOST_SPLITS, Spar
 from services.resolution.adapters.spar2 import Spar2
 from services.resolution.config import Settings
@@ -41,7 +41,7 @@ PATTERNS = {
     kind: Settings.model_fields[f"{kind.lower()}_pattern"].default for kind in ("BANK_ACCOUNT", "MOBILE_WALLET", "EMAIL_WALLET")
 }
 PEOPLE = [("r1", "p1"), ("r2", "p2")]
-VERBS = ("check", "block", "dispatch", "release")
+VERBS = ("check", "block", "dispatch", "release", "query")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ async def ask(bank: ExampleBank, verb: str, client: httpx.AsyncClient, call: Cla
         return await bank.block(client, call, ACCOUNT, 5)
     if verb == "release":
         return await bank.release(client, call, ACCOUNT, "BLK", 5)
+    if verb == "query":
+        return await bank.query(client, call, UUID(int=8))
     return await bank.dispatch(client, call, ACCOUNT, "BLK", "2026-11-21", PAYMENTS)
 
 
@@ -80,6 +82,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "release": {"status": "success", "release_reference_no": "REL1", "error_message": ""},
     "dispatch": {"status": "success", "error_message": "", "results": results()},
 }
+GOOD["query"] = {"found": True, "status_code": 200, "answer": GOOD["dispatch"]}
 
 _SCALARS = st.one_of(
     st.none(),
@@ -199,11 +202,11 @@ def assert_storable(code: str, message: str) -> None:
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_bank_may_answer_anything(loop: asyncio.Runner, bank: type[ExampleBank], verb: str, data: st.DataObject) -> None:
-    if bank is ExampleBank and verb == "release":
+    if bank is ExampleBank and verb in ("release", "query"):
         return  # it has none, and says so
     good = GOOD[verb]
     sent, status, body = data.draw(_wire(good))
-    ambiguous = bank is FullBank and verb != "check" and data.draw(st.booleans())
+    ambiguous = bank is FullBank and verb not in ("check", "query") and data.draw(st.booleans())
     if ambiguous:  # the query is answered with nonsense
         sent, status, body = data.draw(_wire({"found": True, "status_code": 200, "answer": good}))
 
@@ -221,7 +224,7 @@ def test_a_bank_may_answer_anything(loop: asyncio.Runner, bank: type[ExampleBank
         assert status == 200
         assert isinstance(answer, Done)
         said = document(body)
-        if ambiguous and said.get("found") is True:
+        if (ambiguous or verb == "query") and said.get("found") is True:
             said = said["answer"]
         value = answer.value
         if isinstance(value, Succeeded):
@@ -232,6 +235,12 @@ def test_a_bank_may_answer_anything(loop: asyncio.Runner, bank: type[ExampleBank
         elif isinstance(value, Refused):
             assert said["status"] == "failed" or verb == "check"
             assert_storable("x", value.message)
+        elif isinstance(value, Became):
+            states = [one["status"] for one in said["results"]]
+            assert (value.accepted, value.refused) == (states.count("accepted"), states.count("refused"))
+            assert value.accepted + value.refused == len(states)
+        elif isinstance(value, NotKnown):
+            assert said["found"] is False
         else:
             assert isinstance(value, Accepted)
             assert said["status"] in ("success", "partial", "failed")

@@ -6,6 +6,7 @@ HTTP 500 and nothing of the list is stored.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import httpx
 from pydantic_core import from_json, to_json
@@ -24,7 +25,9 @@ _DID_NOTHING = frozenset({400, 401, 403, 404, 413, 415, 422, 429})
 
 
 class ExampleBank:
-    capabilities = Capabilities(block=Repeat.ONCE, dispatch=Repeat.ONCE, release=Repeat.NONE, atomic_list=True)
+    capabilities = Capabilities(
+        block=Repeat.ONCE, dispatch=Repeat.ONCE, release=Repeat.NONE, query=Repeat.NONE, atomic_list=True
+    )
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -68,6 +71,9 @@ class ExampleBank:
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
     ) -> Answer:
+        raise NotImplementedError("this bank has no such verb; its capabilities say so")
+
+    async def query(self, client: httpx.AsyncClient, claim: Claim, key: UUID) -> Answer:
         raise NotImplementedError("this bank has no such verb; its capabilities say so")
 
     async def order_statement(self, client: httpx.AsyncClient, claim: Claim, account: Account) -> Answer:

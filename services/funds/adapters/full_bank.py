@@ -7,6 +7,7 @@ with the same key.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import httpx
 from pydantic_core import to_json
@@ -15,11 +16,13 @@ from libs.common.money import to_text
 from libs.common.workqueue import Answer, Claim, Done, MaybeDone, NotSent, post
 from services.funds.adapters.example_bank import ExampleBank, Read, read_response, usable
 from services.funds.domain import plain
-from services.funds.ports import Accepted, Account, Capabilities, Refused, Repeat, Succeeded
+from services.funds.ports import Accepted, Account, Became, Capabilities, NotKnown, Refused, Repeat, Succeeded
 
 
 class FullBank(ExampleBank):
-    capabilities = Capabilities(block=Repeat.KEYED, dispatch=Repeat.KEYED, release=Repeat.KEYED, atomic_list=False)
+    capabilities = Capabilities(
+        block=Repeat.KEYED, dispatch=Repeat.KEYED, release=Repeat.KEYED, query=Repeat.READ, atomic_list=False
+    )
 
     async def release(
         self, client: httpx.AsyncClient, claim: Claim, account: Account, block_reference: str, amount_minor: int
@@ -62,22 +65,40 @@ class FullBank(ExampleBank):
             else MaybeDone("NONSENSE", "no results")
         )
 
+    async def query(self, client: httpx.AsyncClient, claim: Claim, key: UUID) -> Answer:
+        answer = await self._ask(client, claim, key)
+        if isinstance(answer, NotSent | MaybeDone):
+            return answer
+        if answer is None:
+            return Done(NotKnown())
+        results = answer.get("results")
+        references = [_text(one, "payment_reference_number") for one in results] if isinstance(results, list) else []
+        said = self.read_dispatch(answer, references)
+        if isinstance(said, Done) and isinstance(said.value, Accepted):
+            refused = len(said.value.refused)
+            return Done(Became(len(references) - refused, refused))
+        return said
+
     async def _act(self, client: httpx.AsyncClient, claim: Claim, verb: str, body: object) -> Read:
         """Ask first where an earlier attempt may have been acted upon; then call with the same key."""
-        key = str(claim.idempotency_key)
         if claim.ambiguous:
-            response = await post(client, claim, f"{self._url}/query", to_json({"idempotency_key": key}))
-            if isinstance(response, NotSent | MaybeDone):
-                return response
-            asked = read_response(response.status_code, response.content)
-            if isinstance(asked, NotSent | MaybeDone):
-                return asked
-            if asked.get("found") is True and asked.get("status_code") == 200 and isinstance(asked.get("answer"), dict):
-                answer: Mapping[str, Any] = asked["answer"]
+            answer = await self._ask(client, claim, claim.idempotency_key)
+            if answer is not None:
                 return answer
-            if asked.get("found") is not False:
-                return MaybeDone("NONSENSE", "query answered neither found nor not found")
-        return await self._call(client, claim, verb, body, {"Idempotency-Key": key})
+        return await self._call(client, claim, verb, body, {"Idempotency-Key": str(claim.idempotency_key)})
+
+    async def _ask(self, client: httpx.AsyncClient, claim: Claim, key: UUID) -> Read | None:
+        """What the bank answered to a request with this key; None: it knows of none."""
+        response = await post(client, claim, f"{self._url}/query", to_json({"idempotency_key": str(key)}))
+        if isinstance(response, NotSent | MaybeDone):
+            return response
+        asked = read_response(response.status_code, response.content)
+        if isinstance(asked, NotSent | MaybeDone):
+            return asked
+        if asked.get("found") is True and asked.get("status_code") == 200 and isinstance(asked.get("answer"), dict):
+            answer: Mapping[str, Any] = asked["answer"]
+            return answer
+        return None if asked.get("found") is False else MaybeDone("NONSENSE", "query answered neither found nor not found")
 
 
 def _text(item: object, name: str) -> str:
