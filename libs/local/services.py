@@ -111,6 +111,7 @@ def environment(stack: Stack) -> dict[str, str]:
         "ALMONER_TOKEN_KEY": kept["token_key"],
         "ALMONER_INGESTION_MODE": "open",
         "ALMONER_INGESTION_STATEMENT_TOKENS": json.dumps(kept["statement_tokens"]),
+        "ALMONER_INGESTION_STATEMENTS_UNNUMBERED": json.dumps(["example"]),  # every one of its statements is 1/1
         "ALMONER_RESOLUTION_MAPPER_URL": stack.addresses.mapper_url,
         "ALMONER_RESOLUTION_REGISTRIES": json.dumps({"default": {"url": reference.registry_url}}),
         "ALMONER_ALLOCATION_PBMS_URL": reference.pbms_url,

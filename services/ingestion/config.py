@@ -48,6 +48,11 @@ class Settings(ServiceSettings):
     statement_signing_keys: dict[str, SigningKeys] = Field(
         default={}, description='banks that sign what they post, as JSON {bank: key} or {bank: ["new key", "old key"]}'
     )
+    statements_unnumbered: list[str] = Field(
+        default=[],
+        description="JSON list of those banks whose statements are not compared with one another: their numbers and balances "
+        "do not follow each other",
+    )
     read_statement_enabled: bool = Field(default=True, description="off: this replica leaves reading to others")
     read_statement_max_attempts: int = Field(
         default=3, ge=0, le=1000, description="a minute apart; then the statement waits for `almoner retry`. 0: no end"
@@ -61,6 +66,10 @@ class Settings(ServiceSettings):
             # Whoever knows the token would not have to sign.
             name, other = self.variable("statement_tokens"), self.variable("statement_signing_keys")
             raise ValueError(f"{name} and {other}: A bank has tokens or signs; {both} are in both")
+        if strangers := sorted(
+            set(self.statements_unnumbered) - self.statement_tokens.keys() - self.statement_signing_keys.keys()
+        ):
+            raise ValueError(f"{self.variable('statements_unnumbered')}: {strangers} have neither tokens nor signing keys")
         return self
 
     def publishing(self) -> Mapping[str, Programmes]:

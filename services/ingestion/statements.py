@@ -45,11 +45,12 @@ _log = get("statements")
 
 @dataclass(frozen=True)
 class Incoming:
-    """A file that came; `source` says from whom."""
+    """A file that came; `source` says from whom. `numbered`: the numbers and balances of its statements follow each other."""
 
     source: str
     file: BinaryIO
     cause: Cause
+    numbered: bool = True
 
     @staticmethod
     def of_text(source: str, text: str, cause: Cause) -> "Incoming":
@@ -173,6 +174,7 @@ class Statements:
                 "end_byte": head.end,
                 "state": "REJECTED" if head.fault else "READING" if chunks else "READ",
                 "reason": ": ".join(head.fault) if head.fault else "",
+                "numbered": file.incoming.numbered,
             }
 
     def read(self, tx: Tx, subject: str, cause: Cause) -> None:

@@ -425,7 +425,7 @@ def piece(tx: Tx, file_id: UUID, number: int) -> bytes | None:
 
 _STATEMENT_COLUMNS = (
     "statement_id file_id account_token reference number sequence currency closing_date opening_minor closing_minor lines chunks "
-    "next_byte end_byte state reason"
+    "next_byte end_byte state reason numbered"
 ).split()
 
 

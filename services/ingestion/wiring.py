@@ -65,6 +65,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 settings.statement_tokens,
                 settings.statement_signing_keys,
                 settings.statement_max_bytes,
+                settings.statements_unnumbered,
             )
         ],
     )

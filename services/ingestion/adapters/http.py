@@ -7,7 +7,7 @@ limit; 422 where no statement is in it. A file of which single statements can't 
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
@@ -48,14 +48,19 @@ Secrets = Mapping[str, Sequence[SecretStr]]  # by bank, the newest first; an old
 
 
 def statement_route(
-    database: Database, statements: Statements, tokens: Secrets, signing_keys: Secrets, max_bytes: int
+    database: Database,
+    statements: Statements,
+    tokens: Secrets,
+    signing_keys: Secrets,
+    max_bytes: int,
+    unnumbered: Container[str],
 ) -> Route:
     doorkeeper = _Doorkeeper(tokens, signing_keys)
 
     def store(name: str, upload: UploadFile, traceparent: str | None) -> File:
         cause = Cause(f"http/{name}", None, next_traceparent(traceparent))
         with database.transaction() as tx:
-            return statements.receive_one(tx, Incoming(f"http/{name}", upload.file, cause))
+            return statements.receive_one(tx, Incoming(f"http/{name}", upload.file, cause, name not in unnumbered))
 
     async def take(request: Request, body: IO[bytes]) -> Response:
         name = doorkeeper.by_token(request)

@@ -236,6 +236,12 @@ def test_a_bank_has_tokens_or_signs(world: World) -> None:
     assert "A bank has tokens or signs; ['A'] are in both" in process.log_text()
 
 
+def test_who_writes_no_usable_numbers_is_somebody_who_posts(world: World) -> None:
+    process = world.run("ingestion", **TOKENS, ALMONER_INGESTION_STATEMENTS_UNNUMBERED=json.dumps(["bank", "bnak"]))
+    assert process.wait() == 2
+    assert "['bnak'] have neither tokens nor signing keys" in process.log_text()
+
+
 def numbered(number: str, opening: int, day: int, lines: int = 1, account: str = "A", first: int = 1) -> str:
     """A statement of so many debits on a day of November 2026; `number` as in `:28C:`."""
     text = statement_text(account, debits(lines, first))
@@ -292,6 +298,29 @@ def test_what_is_strange_beside_the_others_is_told_and_stops_nothing(world: Worl
     assert [row.flags for row in rows if row.number == "7"] == [["SAME_NUMBER"]] * 3
     assert len(opened(world, 11)) == 11
     assert process.logged("strange statement")
+
+
+def test_statements_of_a_bank_without_usable_numbers_are_compared_with_nothing(world: World) -> None:
+    process = world.run("ingestion", **TOKENS, ALMONER_INGESTION_STATEMENTS_UNNUMBERED=json.dumps(["bank"]))
+
+    def told(number: str, day: int, account: str, token: str) -> list[str]:
+        """Of one more statement that opens with the same balance."""
+        answer = post(process, numbered(number, 1_000_000, day, lines=day, account=account).encode(), token=token)
+        assert (answer.status_code, answer.json()["rejected"]) == (200, [])
+        return [warning["code"] for warning in answer.json()["warnings"]]
+
+    assert [told("1/1", day, "A", "s3cret") for day in (1, 2, 3)] == [[], [], []]
+    assert [told("1/1", day, "B", "other") for day in (1, 2, 3)] == [[], *[["SAME_NUMBER", "BALANCE_GAP"]] * 2]
+    # By another hand, for the same account: beside those of the bank it is not strange, beside another of this hand it is.
+    assert told("1/1", 4, "A", "other") == []
+    assert told("3/1", 5, "A", "other") == ["NUMBER_GAP", "BALANCE_GAP"]
+    rows = world.sql(
+        "ingestion",
+        "SELECT number, flags FROM ops_statements WHERE account_token = %(a)s ORDER BY closing_date",
+        a=SEALER.token("A"),
+    )
+    assert [(row.number, row.flags) for row in rows] == [("1", [])] * 4 + [("3", ["NUMBER_GAP", "BALANCE_GAP"])]
+    assert len(opened(world, 8)) == 8
 
 
 def test_hundred_thousand_lines_in_flat_memory(world: World) -> None:

@@ -105,6 +105,7 @@ CREATE TABLE statements (
     next_byte bigint NOT NULL, end_byte bigint NOT NULL,
     state text NOT NULL CHECK (state IN ('READING', 'READ', 'REJECTED')), reason text NOT NULL DEFAULT '',
     received_at timestamptz NOT NULL DEFAULT clock_timestamp(), read_at timestamptz,
+    numbered boolean NOT NULL,                          -- false: from a bank whose numbers and balances say nothing
     -- what statements of an account are ordered by
     year int GENERATED ALWAYS AS (extract(year FROM closing_date)::int) STORED,
     n int GENERATED ALWAYS AS (CASE WHEN number ~ '^[0-9]{1,5}$' THEN number::int ELSE 0 END) STORED,
@@ -116,8 +117,8 @@ CREATE TABLE statements (
 
 CREATE INDEX statements_file ON statements (file_id);
 CREATE INDEX statements_account ON statements (account_token, currency, closing_date, n, part, received_at, statement_id)
-    WHERE state <> 'REJECTED';
-CREATE INDEX statements_number ON statements (account_token, year, n, part) WHERE state <> 'REJECTED';
+    WHERE numbered AND state <> 'REJECTED';
+CREATE INDEX statements_number ON statements (account_token, year, n, part) WHERE numbered AND state <> 'REJECTED';
 
 CREATE VIEW ops_envelopes AS
     SELECT envelope_id, source, publisher_envelope_id, header->'programme'->>'id' AS programme,
@@ -138,12 +139,13 @@ CREATE VIEW ops_submissions AS
     SELECT source, id, type, envelope_id, outcome, CASE WHEN outcome = 'rejected' THEN answer END AS errors, received_at,
            answered_at FROM submissions;
 -- What is strange beside the other statements of the account, whatever order they came in. It is told and stops nothing: there
--- are banks that number every statement 1/1, or none. Number 0 is no number; numbers begin anew each year.
+-- are banks that write no numbers. Number 0 is no number; numbers begin anew each year. Of a bank that numbers every statement 1/1
+-- (`numbered` is false) nothing is compared: a flag on each of them would hide those that mean something.
 CREATE VIEW statement_flags AS
     SELECT s.statement_id, array_remove(ARRAY[
         CASE WHEN s.n > 0 AND EXISTS (
                  SELECT 1 FROM statements o WHERE o.account_token = s.account_token AND o.year = s.year AND o.n = s.n
-                    AND o.part = s.part AND o.statement_id <> s.statement_id AND o.state <> 'REJECTED')
+                    AND o.part = s.part AND o.statement_id <> s.statement_id AND o.numbered AND o.state <> 'REJECTED')
              THEN 'SAME_NUMBER' END,
         CASE WHEN s.n > 0 AND b.n > 0 AND NOT (b.year = s.year AND b.n = s.n AND s.part - b.part IN (0, 1)
                  OR b.year = s.year AND b.n = s.n - 1 AND s.part <= 1 OR b.year < s.year AND s.n = 1 AND s.part <= 1)
@@ -152,12 +154,12 @@ CREATE VIEW statement_flags AS
     FROM statements s
     LEFT JOIN LATERAL (  -- the one before it
         SELECT year, n, part, closing_minor FROM statements o
-        WHERE o.account_token = s.account_token AND o.currency = s.currency AND o.state <> 'REJECTED'
+        WHERE o.account_token = s.account_token AND o.currency = s.currency AND o.numbered AND o.state <> 'REJECTED'
           AND (o.closing_date, o.n, o.part) <= (s.closing_date, s.n, s.part)
           AND ((o.closing_date, o.n, o.part) <> (s.closing_date, s.n, s.part)
                OR s.n = 0 AND (o.received_at, o.statement_id) < (s.received_at, s.statement_id))
         ORDER BY o.closing_date DESC, o.n DESC, o.part DESC, o.received_at DESC, o.statement_id DESC LIMIT 1) AS b ON true
-    WHERE s.state <> 'REJECTED';
+    WHERE s.numbered AND s.state <> 'REJECTED';
 CREATE VIEW ops_statements AS
     SELECT statement_id, account_token, number, sequence, lines, unparsable, state, received_at, reason, chunks, chunks_read,
            closing_date, coalesce(flags, '{}') AS flags
