@@ -86,7 +86,7 @@ class Check(_Call):
 
     kind = "check"
     exclusive = True  # its settle decides on the block
-    read = True
+    read = True  # at every bank: ports.Capabilities
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         rows = tx.rows(

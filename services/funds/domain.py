@@ -7,7 +7,7 @@ The states, and the only moves between them:
                                         BLOCKING -> BLOCK_UNKNOWN     (nothing is dispatched until somebody knows)
                                         BLOCKING -> SHORT             (the bank refused the block)
     instruction  WAITING -> SENDING -> DISPATCHED | REFUSED | UNKNOWN | WAITING (certainly not sent)
-                 UNKNOWN -> DISPATCHED (a query, a statement line, an operator) | REFUSED (an operator: it did not happen)
+                 UNKNOWN -> DISPATCHED (a statement line, an operator) | REFUSED (an operator: it did not happen)
                  WAITING -> VOID                                      (all of it was cancelled)
     release      PENDING -> SENDING -> RELEASED | REFUSED | UNKNOWN; NOT_OFFERED where the bank has no such verb
 """

@@ -38,7 +38,7 @@ class Orders:
 
     kind = KIND
     exclusive = False
-    read = True
+    read = True  # at every bank: ports.Capabilities
 
     def __init__(self, settings: Settings, banks: Mapping[str, Bank]) -> None:
         self._sponsors = settings.sponsors

@@ -22,12 +22,14 @@ class Repeat(Enum):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a bank declares."""
+    """What a bank declares of each verb, among what the calls are made for: docs/adr/0005-unknown-money.md."""
 
-    block: Repeat
-    dispatch: Repeat
-    release: Repeat
+    check: Literal[Repeat.READ]
+    block: Literal[Repeat.KEYED, Repeat.ONCE]
+    dispatch: Literal[Repeat.KEYED, Repeat.ONCE]
+    release: Literal[Repeat.KEYED, Repeat.ONCE, Repeat.NONE]
     query: Literal[Repeat.READ, Repeat.NONE]
+    order_statement: Literal[Repeat.READ]
     atomic_list: bool  # one confirmed member proves that the whole list was accepted
 
 

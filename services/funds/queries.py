@@ -43,7 +43,7 @@ class Queries:
 
     kind = KIND
     exclusive = False
-    read = True
+    read = True  # at every bank that offers it: ports.Capabilities
 
     def __init__(self, banks: Mapping[str, Bank]) -> None:
         self._banks = banks

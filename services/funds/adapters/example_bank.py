@@ -26,7 +26,13 @@ _DID_NOTHING = frozenset({400, 401, 403, 404, 413, 415, 422, 429})
 
 class ExampleBank:
     capabilities = Capabilities(
-        block=Repeat.ONCE, dispatch=Repeat.ONCE, release=Repeat.NONE, query=Repeat.NONE, atomic_list=True
+        check=Repeat.READ,
+        block=Repeat.ONCE,
+        dispatch=Repeat.ONCE,
+        release=Repeat.NONE,
+        query=Repeat.NONE,
+        order_statement=Repeat.READ,
+        atomic_list=True,
     )
 
     def __init__(self, url: str) -> None:

@@ -21,7 +21,13 @@ from services.funds.ports import Accepted, Account, Became, Capabilities, NotKno
 
 class FullBank(ExampleBank):
     capabilities = Capabilities(
-        block=Repeat.KEYED, dispatch=Repeat.KEYED, release=Repeat.KEYED, query=Repeat.READ, atomic_list=False
+        check=Repeat.READ,
+        block=Repeat.KEYED,
+        dispatch=Repeat.KEYED,
+        release=Repeat.KEYED,
+        query=Repeat.READ,
+        order_statement=Repeat.READ,
+        atomic_list=False,
     )
 
     async def release(
