@@ -14,7 +14,7 @@ import httpx
 from libs.common import jobs
 from libs.common.contracts import funds
 from libs.common.contracts.base import Amount, Amounts, BatchHeader, EnvelopeHeader, Sealed, chunk
-from libs.common.db import Tx
+from libs.common.db import Tx, lock_key
 from libs.common.envelope import Cause
 from libs.common.errors import Malformed
 from libs.common.outbox import Outbox, outgoing
@@ -218,7 +218,7 @@ class Dispatch(_Call):
         rows = tx.rows(
             f"""SELECT i.*, b.header, e.funds, e.cancelling, e.currency, k.bank, k.sponsor, k.account_token, k.bank_reference,
                       EXISTS (SELECT 1 FROM cancel_requests r WHERE r.envelope_id = i.envelope_id AND r.state = 'ASKED') AS asked,
-                      {decisions._OPEN_LETTERS} AS letters
+                      {decisions._OPEN_LETTERS} AS letters, {store.look_is_due("i.envelope_id")} AS look_is_due
                FROM instructions i JOIN batches b USING (batch_id) JOIN envelopes e ON e.envelope_id = i.envelope_id
                LEFT JOIN blocks k ON k.envelope_id = i.envelope_id AND k.state = 'BLOCKED'
                     AND (k.block = i.block OR i.block IS NULL AND NOT k.further)
@@ -248,7 +248,16 @@ class Dispatch(_Call):
         )
         for row in dates:  # the same at every attempt
             decided[str(row.instruction)] = replace(decided[str(row.instruction)], payment_date=str(row.payment_date))
+        self._look_later(tx, claims, [found[str(row.instruction)] for row in dates])
         return decided
+
+    def _look_later(self, tx: Tx, claims: Sequence[Claim], sent: Sequence[Any]) -> None:
+        """What is sent changes its envelope's position, which is said when `advance` looks: asked for once in a while, not by each."""
+        ids = sorted({row.envelope_id for row in sent if not row.look_is_due})
+        if ids:
+            keys = [lock_key("funds", envelope_id) for envelope_id in ids]
+            cause = Cause(claims[-1].cause.id, None, claims[-1].cause.traceparent)
+            jobs.make_due(tx, "advance", [str(i) for i in ids], keys, cause, every_seconds=self._settings.position_seconds)
 
     def _decide(self, claim: Claim, row: Any) -> Any:
         if row.state not in ("WAITING", "SENDING"):

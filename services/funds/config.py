@@ -53,6 +53,13 @@ class Settings(ServiceSettings):
         description="dispatched so long and on no statement: the exception NO_STATEMENT_LINE; 0: never",
     )
 
+    position_seconds: float = Field(
+        default=10,
+        gt=0,
+        le=3600,
+        description="an envelope under way says its position when it has changed, once in so long at most",
+    )
+
     money_seconds: GaugeSeconds = Field(default=30, description="between two looks at held and unknown money, for /metrics")
     books_seconds: GaugeSeconds = Field(default=120, description="between two looks at the balance of envelopes, for /metrics")
 

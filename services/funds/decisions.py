@@ -434,20 +434,28 @@ class Decisions:
             queries.ask(tx, self._banks, overdue, cause)
 
     def _settle(self, tx: Tx, envelope_id: UUID, cause: Cause) -> None:
-        """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed."""
+        """Settled when nothing is waiting, in flight, unknown, held, releasing or outstanding; again when that has changed. Until
+        then the position is said."""
         envelope = tx.one(
-            """SELECT completed_minor, cancelling, cancelled_at, header, settled_revision, settled_position FROM envelopes
-               WHERE envelope_id = %(id)s""",
+            f"""SELECT envelope_id, lock_key, completed_minor, cancelling, cancelled_at, header, settled_revision, settled_position,
+                       said_revision, said_position, {store.look_is_due("envelope_id")} AS look_is_due,
+                       coalesce(floor(extract(epoch FROM said_at) / %(every)s::float8)
+                                = floor(extract(epoch FROM clock_timestamp()) / %(every)s::float8), false) AS said_just_now
+                FROM envelopes WHERE envelope_id = %(id)s""",
             id=envelope_id,
+            every=self._settings.position_seconds,
         )
-        if envelope.cancelled_at is None and (envelope.completed_minor is None or envelope.cancelling):
+        if envelope.cancelled_at is None and envelope.completed_minor is None:
             return
         row = tx.one("SELECT * FROM money WHERE envelope_id = %(id)s", id=envelope_id)
         money = Money(**{name: getattr(row, f"{name}_minor") for name in Money.__slots__})
-        if not money.settled or store.asked_block(tx, envelope_id):
+        to_answer = envelope.cancelling and envelope.cancelled_at is None
+        if to_answer or not money.settled or store.asked_block(tx, envelope_id):
+            self._say_position(tx, envelope, row, money, cause)
             return
-        position = funds.Position(**{name: getattr(money, name) for name in Money.__slots__})
+        position = _position(money)
         if envelope.settled_position == position.model_dump_json():  # a repayment came to nothing
+            self._say_position(tx, envelope, row, money, cause)
             tx.run(
                 "UPDATE envelopes SET settled_at = clock_timestamp() WHERE envelope_id = %(id)s AND settled_at IS NULL",
                 id=envelope_id,
@@ -455,7 +463,8 @@ class Decisions:
             return
         revision = envelope.settled_revision + 1
         tx.run(
-            """UPDATE envelopes SET settled_revision = %(revision)s, settled_position = %(position)s, settled_at = clock_timestamp()
+            """UPDATE envelopes SET settled_revision = %(revision)s, settled_position = %(position)s, settled_at = clock_timestamp(),
+                      said_revision = said_revision + 1, said_position = %(position)s, said_at = clock_timestamp()
                WHERE envelope_id = %(id)s""",
             id=envelope_id,
             revision=revision,
@@ -465,11 +474,41 @@ class Decisions:
             header=EnvelopeHeader.model_validate_json(envelope.header),
             revision=revision,
             position=position,
+            position_revision=envelope.said_revision + 1,
             confirmed=row.confirmed,
             reversed=row.reversed,
             cancelled=row.cancelled,
         )
         self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision, position.model_dump_json())])
+
+    def _say_position(self, tx: Tx, envelope: Any, row: Any, money: Money, cause: Cause) -> None:
+        """Once in a stretch of `position_seconds` at most: what has changed since is said at its end. A call that is under way may
+        end without asking for a decision: it is looked at again as well."""
+        if not money.blocked or not money.balanced or money.waiting < 0:  # of books that don't balance the gauges tell
+            return
+        envelope_id, position, every = envelope.envelope_id, _position(money), self._settings.position_seconds
+        told = position.model_dump_json()
+        changed = envelope.said_position != told
+        if changed and not envelope.said_just_now:
+            changed = False
+            revision = envelope.said_revision + 1
+            tx.run(
+                """UPDATE envelopes SET said_revision = %(revision)s, said_position = %(position)s, said_at = clock_timestamp()
+                   WHERE envelope_id = %(id)s""",
+                id=envelope_id,
+                revision=revision,
+                position=told,
+            )
+            counts = ("waiting", "in_flight", "unknown", "held", "outstanding", "confirmed", "reversed", "cancelled")
+            body = funds.EnvelopePosition(
+                header=EnvelopeHeader.model_validate_json(envelope.header),
+                revision=revision,
+                position=position,
+                **{name: getattr(row, name) for name in counts},
+            )
+            self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision, told)])
+        if (changed or position.in_flight) and not envelope.look_is_due:
+            jobs.make_due(tx, "advance", [str(envelope_id)], [envelope.lock_key], cause, every_seconds=every)
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -540,6 +579,10 @@ class Decisions:
     def _header(self, tx: Tx, envelope_id: UUID) -> EnvelopeHeader:
         row = tx.one("SELECT header FROM envelopes WHERE envelope_id = %(id)s", id=envelope_id)
         return EnvelopeHeader.model_validate_json(row.header)
+
+
+def _position(money: Money) -> funds.Position:
+    return funds.Position(**{name: getattr(money, name) for name in Money.__slots__})
 
 
 def batch_headers(tx: Tx, batch_ids: Sequence[UUID]) -> dict[UUID, BatchHeader]:

@@ -68,7 +68,7 @@ class _Intake:
     grouped: bool
     instructions: list[tuple[UUID, UUID, int, str, str, int, int]] = field(default_factory=list)
     items: list[Items | ZonedItems] = field(default_factory=list)  # of each instruction
-    held: list[tuple[object, ...]] = field(default_factory=list)
+    held: list[tuple[UUID, *tuple[object, ...]]] = field(default_factory=list)
     cancelled: list[tuple[object, ...]] = field(default_factory=list)
     paying: list[tuple[UUID, str]] = field(default_factory=list)
     unblocked: list[tuple[UUID, str]] = field(default_factory=list)
@@ -203,6 +203,10 @@ class Handlers:
             envelope = context[arrival.header.envelope_id]
             if envelope.cancelling or intake.cancelled:
                 _make_due(tx, [arrival.header.envelope_id], arrival.cause)
+        # Whoever is held, or is not any more, changes the position of an envelope under way.
+        moved = {row[0] for rows in (intake.held, intake.paying, intake.unblocked) for row in rows}
+        if under_way := [envelope_id for envelope_id in moved if context[envelope_id].funds == "BLOCKED"]:
+            _make_due(tx, under_way, fresh[-1].cause, every_seconds=self._settings.position_seconds)
 
     def _tombstoned(self, tx: Tx, arrivals: Sequence[_Arrival], context: Any) -> dict[UUID, set[str]]:
         marked = [arrival for arrival in arrivals if context[arrival.header.envelope_id].has_tombstones]
@@ -546,6 +550,7 @@ class Handlers:
         if rows:
             held_ids = [row.held_id for row in rows]
             repay.pay_refused(tx, self._settings, data.envelope_id, held_ids, _because(event, data.envelope_id))
+            _make_due(tx, [data.envelope_id], _because(event, data.envelope_id))  # the position has changed
         return len(rows)
 
     def settle_unknown(self, tx: Tx, event: Event[operator.SettleUnknown]) -> int:
@@ -669,9 +674,9 @@ def _because(event: Event[Any], envelope_id: UUID) -> Cause:
     return Cause(event.id, str(envelope_id), event.traceparent)
 
 
-def _make_due(tx: Tx, envelope_ids: Sequence[UUID], cause: Cause) -> None:
+def _make_due(tx: Tx, envelope_ids: Sequence[UUID], cause: Cause, every_seconds: float = 0) -> None:
     ids = sorted(set(envelope_ids))
-    jobs.make_due(tx, ADVANCE, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause)
+    jobs.make_due(tx, ADVANCE, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause, every_seconds=every_seconds)
 
 
 def _make_statements_due(tx: Tx, events: Sequence[Event[Any]]) -> None:

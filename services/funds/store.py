@@ -797,6 +797,11 @@ def standing(tx: Tx, envelope_id: UUID, disbursement_ids: Sequence[str]) -> list
     )
 
 
+def look_is_due(envelope_id: str) -> str:
+    """SQL: whether `advance` will look at the envelope in any case. Certain only under a lock of the envelope."""
+    return f"EXISTS (SELECT 1 FROM due WHERE job = 'advance' AND subject = {envelope_id}::text)"
+
+
 def asked_block(tx: Tx, envelope_id: UUID) -> Any | None:
     """The block that the bank is being asked for, or may have made without our knowing it; there is one at most."""
     rows = tx.rows(

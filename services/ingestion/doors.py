@@ -343,6 +343,7 @@ class Doors:
                 received_minor=envelope.received_minor,
                 batches=envelope.batches,
                 funds=envelope.funds,
+                progress=envelope.progress,
                 settlement=envelope.settlement,
                 allocation=envelope.allocation,
             )

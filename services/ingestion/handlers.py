@@ -1,7 +1,7 @@
 """What ingestion does with the facts of others: the decisions of funds, and for goods of allocation, close what a publisher asked
 for; ticks end parking."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -22,6 +22,9 @@ from services.ingestion.domain import Fault, date_refused
 
 # Code, count, minor units and text of what a cancellation came too late for.
 _Kept = tuple[str, int, int, str]
+
+# Of disbursements, in EnvelopePosition.
+_COUNTS = {"waiting", "in_flight", "unknown", "held", "outstanding", "confirmed", "reversed", "cancelled"}
 
 
 class Handlers:
@@ -150,6 +153,15 @@ class Handlers:
         store.decide(tx, decided)
         self._outbox.append(tx, out)
 
+    def on_position(self, tx: Tx, events: Sequence[Event[f.EnvelopePosition]]) -> None:
+        """Kept for whoever asks how the envelope stands."""
+        self._lock(tx, [event.data.header.envelope_id for event in events])
+        last: dict[UUID, f.EnvelopePosition] = {}
+        for event in sorted(events, key=lambda event: event.data.revision):
+            last[event.data.header.envelope_id] = event.data
+        counts = _COUNTS | {"revision"}
+        store.keep_progress(tx, {i: _progress(data.position, data.model_dump(include=counts)) for i, data in last.items()})
+
     def on_settled(self, tx: Tx, events: Sequence[Event[f.EnvelopeSettled]]) -> None:
         """Kept for whoever asks how the envelope stands."""
         self._lock(tx, [event.data.header.envelope_id for event in events])
@@ -157,6 +169,7 @@ class Handlers:
         for event in sorted(events, key=lambda event: event.data.revision):
             last[event.data.header.envelope_id] = event.data
         store.settle_envelopes(tx, {envelope_id: _settlement(data) for envelope_id, data in last.items()})
+        store.keep_progress(tx, {envelope_id: _at_the_end(data) for envelope_id, data in last.items()})
 
     def on_allocated(self, tx: Tx, events: Sequence[Event[a.EnvelopeAllocated]]) -> None:
         """Kept for whoever asks how the envelope stands."""
@@ -238,6 +251,17 @@ def _settlement(data: f.EnvelopeSettled) -> dict[str, int]:
         confirmed_minor=position.confirmed,
         reversed_minor=position.reversed,
     ).model_dump()
+
+
+def _progress(position: f.Position, counts: Mapping[str, int]) -> dict[str, int]:
+    minor = {f"{name}_minor": amount for name, amount in position.model_dump().items()}
+    return c.Progress.model_validate({**minor, **counts}).model_dump()
+
+
+def _at_the_end(data: f.EnvelopeSettled) -> dict[str, int]:
+    """Nothing is under way any more."""
+    ended = data.model_dump(include={"confirmed", "reversed", "cancelled"})
+    return _progress(data.position, {**dict.fromkeys(_COUNTS, 0), **ended, "revision": data.position_revision})
 
 
 def _allocation(data: a.EnvelopeAllocated) -> dict[str, int]:

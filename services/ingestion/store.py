@@ -116,6 +116,7 @@ class Envelope:
     lingered: bool  # the open batch has waited long enough
     state: State
     funds: str
+    progress: dict[str, int] | None
     settlement: dict[str, int] | None
     allocation: dict[str, int] | None
 
@@ -123,7 +124,7 @@ class Envelope:
 _ENVELOPE = """SELECT envelope_id, number, header, digest, beneficiaries, declared, declared_minor, received, received_minor,
                       batches, open,
                       coalesce(open_since + make_interval(secs => %(linger)s) <= clock_timestamp(), false) AS lingered,
-                      state, funds, settlement, allocation FROM envelopes WHERE envelope_id = ANY(%(ids)s::uuid[])"""
+                      state, funds, progress, settlement, allocation FROM envelopes WHERE envelope_id = ANY(%(ids)s::uuid[])"""
 
 
 def envelopes(tx: Tx, ids: Iterable[UUID], linger_seconds: float = 0) -> dict[UUID, Envelope]:
@@ -233,6 +234,10 @@ def settle_envelopes(tx: Tx, settlements: Mapping[UUID, Mapping[str, int]]) -> N
     """SETTLED, and what became of the money."""
     end_envelopes(tx, settlements.keys(), "SETTLED")
     _keep_last(tx, "settlement", settlements)
+
+
+def keep_progress(tx: Tx, progress: Mapping[UUID, Mapping[str, int]]) -> None:
+    _keep_last(tx, "progress", progress)
 
 
 def allocate_envelopes(tx: Tx, allocations: Mapping[UUID, Mapping[str, int]]) -> None:

@@ -38,6 +38,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 ("funds.envelopes.v1", funds.DisbursementsCancelled): handlers.on_disbursements_cancelled,
                 ("funds.envelopes.v1", funds.EnvelopeCancelled): handlers.on_envelope_cancelled,
                 ("funds.envelopes.v1", funds.RescheduleDecided): handlers.on_reschedule_decided,
+                ("funds.envelopes.v1", funds.EnvelopePosition): handlers.on_position,
                 ("funds.envelopes.v1", funds.EnvelopeSettled): handlers.on_settled,
                 ("allocation.envelopes.v1", allocation.EntitlementsCancelled): handlers.on_disbursements_cancelled,
                 ("allocation.envelopes.v1", allocation.GoodsCancelled): handlers.on_goods_cancelled,

@@ -65,5 +65,6 @@ def settings_of(payout: Payout) -> Settings:
             "banks": json.loads(env["ALMONER_FUNDS_BANKS"]),
             "sponsors": json.loads(env["ALMONER_FUNDS_SPONSORS"]),
             "incarnation": payout.incarnation,
+            "position_seconds": float(env["ALMONER_FUNDS_POSITION_SECONDS"]),
         }
     )

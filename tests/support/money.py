@@ -69,6 +69,7 @@ class Payout:
             "ALMONER_FUNDS_BANKS": json.dumps(banks),
             "ALMONER_FUNDS_SPONSORS": json.dumps({"default": sponsor}),
             "ALMONER_FUNDS_INCARNATION": str(self.incarnation),
+            "ALMONER_FUNDS_POSITION_SECONDS": "1",
         }
 
     @property

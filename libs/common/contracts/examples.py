@@ -229,6 +229,22 @@ _ANSWERS: dict[type[EventData], dict[str, Any]] = {
         "received_minor": _TOTAL,
         "batches": 1,
         "funds": "BLOCKED",
+        "progress": {
+            "revision": 3,
+            "blocked_minor": _TOTAL,
+            **{
+                name: 0
+                for part in ("waiting", "in_flight", "unknown", "held", "outstanding")
+                for name in (part, f"{part}_minor")
+            },
+            "confirmed": 1,
+            "confirmed_minor": _PAID["amount_minor"],
+            "reversed": 1,
+            "reversed_minor": _REVERSED["amount_minor"],
+            "cancelled": 1,
+            "releasing_minor": 0,
+            "released_minor": _TOTAL - _PAID["amount_minor"] - _REVERSED["amount_minor"],
+        },
         "settlement": {
             "revision": 1,
             "confirmed": 1,
@@ -466,6 +482,27 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
         "reason": "The sponsor pays a week later",
         "refusal": None,
     },
+    funds.EnvelopePosition: {
+        "header": _HEADER,
+        "revision": 2,
+        "position": {
+            **dict.fromkeys(funds.Position.model_fields, 0),
+            "blocked": _TOTAL,
+            "held": _UNRESOLVED["amount_minor"],
+            "dispatched": _PAID["amount_minor"] + _REVERSED["amount_minor"],
+            "releasing": _CANCELLED["amount_minor"],
+            "outstanding": _REVERSED["amount_minor"],
+            "confirmed": _PAID["amount_minor"],
+        },
+        "waiting": 0,
+        "in_flight": 0,
+        "unknown": 0,
+        "held": 1,
+        "outstanding": 1,
+        "confirmed": 1,
+        "reversed": 0,
+        "cancelled": 1,
+    },
     funds.EnvelopeSettled: {
         "header": _HEADER,
         "revision": 1,
@@ -482,6 +519,7 @@ _FUNDS: dict[type[EventData], dict[str, Any]] = {
             "confirmed": _PAID["amount_minor"],
             "reversed": _REVERSED["amount_minor"],
         },
+        "position_revision": 3,
         "confirmed": 1,
         "reversed": 1,
         "cancelled": 1,

@@ -118,6 +118,24 @@ class RescheduleDecided(EventData):
     refusal: Literal["CHECK_STARTED", "CANCELLED"] | None = Field(description="none: accepted")
 
 
+class EnvelopePosition(EventData):
+    """Where an envelope's money is by now, from the block on, and how many disbursements that is. Said when it has changed, once in
+    ALMONER_FUNDS_POSITION_SECONDS at most; the newest says all."""
+
+    TYPE = "almoner.funds.EnvelopePosition.v1"
+    header: EnvelopeHeader
+    revision: Count = Field(description="counted together with EnvelopeSettled's `position_revision`: the highest holds")
+    position: Position
+    waiting: Count
+    in_flight: Count
+    unknown: Count
+    held: Count
+    outstanding: Count
+    confirmed: Count
+    reversed: Count
+    cancelled: Count
+
+
 class EnvelopeSettled(EventData):
     """Every unit of the envelope has reached an end. A late reversal or a repayment issues the next revision."""
 
@@ -125,6 +143,7 @@ class EnvelopeSettled(EventData):
     header: EnvelopeHeader
     revision: Count
     position: Position
+    position_revision: Count = Field(default=0, description="newer than any EnvelopePosition with a lower revision")
     confirmed: Count
     reversed: Count
     cancelled: Count

@@ -191,6 +191,30 @@ class Settlement(Part):
     reversed_minor: MinorOrZero
 
 
+class Progress(Part):
+    """Where the money is, as funds last said: `blocked` is the sum of all the others. Counts are of disbursements."""
+
+    revision: Count
+    blocked_minor: MinorOrZero
+    waiting: Count
+    waiting_minor: MinorOrZero
+    in_flight: Count
+    in_flight_minor: MinorOrZero
+    unknown: Count
+    unknown_minor: MinorOrZero
+    held: Count
+    held_minor: MinorOrZero
+    outstanding: Count
+    outstanding_minor: MinorOrZero
+    confirmed: Count
+    confirmed_minor: MinorOrZero
+    reversed: Count
+    reversed_minor: MinorOrZero
+    cancelled: Count = Field(description="their money, if it was blocked, is `releasing`, `released` or `held`")
+    releasing_minor: MinorOrZero
+    released_minor: MinorOrZero
+
+
 class Allocation(Part):
     """Of goods: what has a warehouse and an agency, as allocation last said. declared = allocated + held + cancelled."""
 
@@ -204,8 +228,8 @@ class Allocation(Part):
 
 
 class EnvelopeStatus(EventData):
-    """What has been received of an envelope, what was cut from it, how its funds stand, and what became of them in the end.
-    Payments on their way are told by funds itself, on `funds.payments.v1`."""
+    """What has been received of an envelope, what was cut from it, how its funds stand, where they are by now, and what became of
+    them in the end. Who was paid and who was not is told by funds itself, on `funds.payments.v1`."""
 
     TYPE = "almoner.ingestion.EnvelopeStatus.v1"
     submission_ids: list[str]
@@ -217,6 +241,7 @@ class EnvelopeStatus(EventData):
     received_minor: MinorOrZero
     batches: Count
     funds: Literal["NONE", "CHECKED", "SHORT", "BLOCKED"] = "NONE"
+    progress: Progress | None = Field(default=None, description="of cash; none until it is blocked")
     settlement: Settlement | None = Field(default=None, description="of cash; none until it settles")
     allocation: Allocation | None = Field(default=None, description="of goods; none until all of it has arrived at allocation")
 

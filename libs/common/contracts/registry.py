@@ -184,6 +184,7 @@ TOPICS: tuple[Topic, ...] = (
             funds.EnvelopeCancelled,
             funds.DisbursementsCancelled,
             funds.RescheduleDecided,
+            funds.EnvelopePosition,
             funds.EnvelopeSettled,
         ),
         ("ingestion", "publishers"),

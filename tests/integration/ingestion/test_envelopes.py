@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from libs.common.contracts import ingestion as c
-from libs.common.contracts.funds import EnvelopeSettled, FundsBlocked, FundsChecked, Position
+from libs.common.contracts.funds import EnvelopePosition, EnvelopeSettled, FundsBlocked, FundsChecked, Position
 from libs.common.contracts.scheduler import Tick
 from tests.integration.ingestion.publisher import (
     BATCHES,
@@ -188,7 +188,7 @@ def test_status(world: World) -> None:
     world.publish(ENVELOPES, ask, "e1", event_id="q2")  # the same question again: as things are now
     status = answers_to(world, "q2", at_least=2)[1]
     assert (status.data.state, status.data.batches, status.data.funds) == ("COMPLETED", 2, "BLOCKED")
-    assert status.data.settlement is None
+    assert (status.data.progress, status.data.settlement) == (None, None)
 
     def settled(revision: int, confirmed: int, reversed_: int) -> None:
         blocked, released = total(1, 1200), 5000
@@ -219,6 +219,48 @@ def test_status(world: World) -> None:
     steps = [row.step for row in world.sql("ingestion", "SELECT step FROM ops_history ORDER BY at")]
     assert steps.count("batch cut") == 2
     assert "complete" in steps
+
+
+def test_the_newest_of_what_funds_says_is_told_whatever_the_order(world: World) -> None:
+    chance = random.Random(7)
+    names = [f"e{n}" for n in range(12)]
+    world.run("ingestion")
+    for name in names:
+        world.publish(ENVELOPES, envelope(name, 10, total(1, 10)), name)
+    headers = {
+        event.data.header.envelope_id: event.data.header for event in world.events(FACTS, c.EnvelopeAccepted, at_least=12)
+    }
+    counts = ("waiting", "in_flight", "unknown", "held", "outstanding", "confirmed", "reversed", "cancelled")
+    words: list[EnvelopePosition | EnvelopeSettled] = []
+    newest: dict[str, tuple[int, int, int]] = {}
+    for name in names:
+        header = headers[uuid_of(name)]
+        last = chance.randint(1, 8)
+        settling = sorted(chance.sample(range(1, last + 1), chance.randint(0, min(2, last))))
+        for revision in range(1, last + 1):
+            place = Position(**dict.fromkeys(Position.model_fields, 0) | {"blocked": 99, "confirmed": revision})
+            if revision in settling:
+                number = settling.index(revision) + 1
+                ended = {"confirmed": revision, "reversed": 0, "cancelled": 0}
+                words.append(
+                    EnvelopeSettled(header=header, revision=number, position=place, position_revision=revision, **ended)
+                )
+            else:
+                far = dict.fromkeys(counts, 0) | {"confirmed": revision}
+                words.append(EnvelopePosition(header=header, revision=revision, position=place, **far))
+        newest[name] = (last, last, len(settling))
+    words *= 2  # each of them comes twice
+    chance.shuffle(words)
+    for number, word in enumerate(words):
+        world.publish("funds.envelopes.v1", word, str(number))  # on any partition
+    world.until(lambda: world.sql("ingestion", f"SELECT 1 FROM inbox HAVING count(*) = {len(words)}"))
+    told = {}
+    for name in names:
+        [status] = answers_to(world, world.publish(ENVELOPES, c.EnvelopeStatusRequested(envelope_id=name), name))
+        progress, settlement = status.data.progress, status.data.settlement
+        assert progress.confirmed == progress.confirmed_minor
+        told[name] = (progress.revision, progress.confirmed, settlement.revision if settlement else 0)
+    assert told == newest
 
 
 def test_a_batch_of_noise_stops_nobody(world: World) -> None:

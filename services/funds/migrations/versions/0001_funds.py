@@ -20,6 +20,7 @@ CREATE TABLE envelopes (
     round int NOT NULL DEFAULT 0,                       -- of checks; each has its own work row
     cancelling boolean NOT NULL DEFAULT false,          -- stops claims at once
     cancelled_at timestamptz, settled_revision int NOT NULL DEFAULT 0, settled_position text, settled_at timestamptz,
+    said_revision int NOT NULL DEFAULT 0, said_position text, said_at timestamptz,  -- of the position, settled or not
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(), completed_at timestamptz,
     CHECK ((completed_count IS NULL) = (completed_minor IS NULL))  -- frozen together, when ingestion says complete
 );

@@ -39,7 +39,7 @@ CREATE TABLE envelopes (
     state text NOT NULL DEFAULT 'RECEIVING' CHECK (state IN ('RECEIVING', 'COMPLETED', 'CANCELLING', 'CANCELLED', 'SETTLED')),
     funds text NOT NULL DEFAULT 'NONE' CHECK (funds IN ('NONE', 'CHECKED', 'SHORT', 'BLOCKED')),
     dated int NOT NULL DEFAULT 0,                       -- revision of the date that funds accepted after all had come
-    settlement jsonb,                                   -- as funds last said
+    progress jsonb, settlement jsonb,                   -- as funds last said
     allocation jsonb,                                   -- of goods: as allocation last said
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(), updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     completed_at timestamptz, cancelling_at timestamptz,
