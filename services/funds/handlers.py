@@ -137,18 +137,21 @@ class Handlers:
         _make_due(tx, [event.data.header.envelope_id for event in events], _cause(events[-1]))
 
     def on_tick(self, tx: Tx, events: Sequence[Event[scheduler.Tick]]) -> None:
-        """Envelopes whose day has come, those that were short, and those in which something is held or outstanding for too long.
-        The decision reads the database's own clock, so a tick fired by hand cannot make anybody be paid early."""
+        """Envelopes whose day had come as of the tick, those that were short, and those in which something is held or outstanding
+        for too long. A tick speaks for its `due_at`, however late it comes, and for no later moment than it is by the database's
+        own clock: one for the future cannot make anybody be paid early. The decision reads that clock once more."""
         due = [event for event in events if event.data.job == FUNDS_DUE_JOB]
         if not due:
             return
-        tx.run("UPDATE envelopes SET funds = 'WAITING' WHERE funds = 'SHORT'")
+        come = "(%(future)s OR schedule_date <= (least(%(due_at)s, clock_timestamp()) AT TIME ZONE time_zone)::date)"
+        when = {"future": self._settings.pay_future_schedules, "due_at": max(event.data.due_at for event in due)}
+        tx.run(f"UPDATE envelopes SET funds = 'WAITING' WHERE funds = 'SHORT' AND {come}", **when)
         tx.run(
-            """INSERT INTO due (job, subject, lock_key, cause_id, correlation_id, traceparent)
-               SELECT %(job)s, envelope_id, lock_key, %(cause)s, envelope_id, %(trace)s FROM envelopes
-               WHERE funds = 'WAITING' AND completed_minor IS NOT NULL AND settled_at IS NULL AND cancelled_at IS NULL
-                 AND (%(future)s OR schedule_date <= (clock_timestamp() AT TIME ZONE time_zone)::date)""",
-            future=self._settings.pay_future_schedules,
+            f"""INSERT INTO due (job, subject, lock_key, cause_id, correlation_id, traceparent)
+                SELECT %(job)s, envelope_id, lock_key, %(cause)s, envelope_id, %(trace)s FROM envelopes
+                WHERE funds = 'WAITING' AND completed_minor IS NOT NULL AND settled_at IS NULL AND cancelled_at IS NULL
+                  AND {come}""",
+            **when,
             job=ADVANCE,
             cause=due[-1].id,
             trace=due[-1].traceparent,

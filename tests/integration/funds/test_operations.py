@@ -2,12 +2,14 @@
 
 import base64
 import re
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import pytest
 
 from libs.common.contracts import funds, operator
 from libs.common.contracts.base import EventData
+from libs.common.contracts.scheduler import Tick
 from libs.common.seal import Sealer
 from libs.local.client import BankAdmin, Profile
 from tests.faults.bookkeeping import idle
@@ -174,8 +176,6 @@ def test_too_little_money_is_said_and_checked_again_on_the_next_tick(world: Worl
 
 
 def test_nothing_is_checked_before_its_day(world: World, bank: BankAdmin) -> None:
-    from datetime import UTC, datetime, timedelta
-
     payout = Payout(world, bank, schedule_date=datetime.now(UTC).date() + timedelta(days=3))
     payout.batch(10)
     world.run("funds", **payout.env)
@@ -187,13 +187,31 @@ def test_nothing_is_checked_before_its_day(world: World, bank: BankAdmin) -> Non
     assert payout.position()["state"] == "WAITING"
 
 
-def tick(world: World) -> None:
-    from datetime import UTC, datetime, timedelta
+def test_a_tick_speaks_for_when_it_was_due_however_late_it_comes(world: World, bank: BankAdmin) -> None:
+    day = datetime.combine(datetime.now(UTC).date(), time.min, UTC)
+    later = Payout(world, bank, schedule_date=day.date() + timedelta(days=3))
+    short = Payout(world, bank, name="E2", balance_minor=100)
+    world.run("funds", **later.env)
+    for payout in (later, short):
+        payout.batch(10)
+        payout.publish_all()
+    until_position(later, waiting=10, completed_count=10)
+    until_position(short, waiting=10, state="SHORT")
+    world.until(lambda: idle(world))
+    # The day of both is today, and nothing happens by which anybody would look at them.
+    world.sql("funds", "UPDATE envelopes SET schedule_date = %(day)s", day=day.date())
+    bank.put_account("full", later.account, "EUR", 1_000_000)
+    of_yesterday = tick(world, day - timedelta(seconds=1))
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM inbox WHERE id = %(id)s", id=of_yesterday) and idle(world))
+    assert (later.position()["state"], short.position()["state"]) == ("WAITING", "SHORT")
+    tick(world, day)
+    for payout in (later, short):
+        until_position(payout, outstanding=10)
 
-    from libs.common.contracts.scheduler import Tick
 
-    due_at = datetime.now(UTC) + timedelta(days=30)  # a tick fired by hand for the future makes nothing happen early
-    world.publish("scheduler.ticks.v1", Tick(job="funds-due", due_at=due_at), key="funds-due")
+def tick(world: World, due_at: datetime | None = None) -> str:
+    due_at = due_at or datetime.now(UTC) + timedelta(days=30)  # one for the future makes nothing happen early
+    return world.publish("scheduler.ticks.v1", Tick(job="funds-due", due_at=due_at), key="funds-due")
 
 
 def test_the_bank_refuses_single_payments_which_are_held_and_paid_when_retried(world: World, bank: BankAdmin) -> None:
