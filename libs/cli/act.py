@@ -21,6 +21,7 @@ from libs.cli.context import (
     home,
     money,
     plural,
+    printable,
     quantity,
     unit_of,
     who_am_i,
@@ -356,7 +357,13 @@ def submit_statement(path: Path, url: str | None, token: str | None) -> None:
         raise Refused(f"ingestion does not know this token ({answer.status_code}): see --token")
     if not answer.is_success:
         raise Refused(f"ingestion refused the file ({answer.status_code}): {answer.text.strip()[:500]}")
-    print(f"{path.name} taken: {answer.text.strip()[:200]}")
+    try:
+        told = [(kind, one["code"], one["message"]) for kind in ("rejected", "warnings") for one in answer.json()[kind]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{url} is not ingestion's door: {printable(answer.text.strip()[:200])}") from error
+    print(f"{path.name} taken")
+    for kind, code, message in told:  # each of them: a gap that nobody reads of is never closed
+        print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
 
 
 def request_statement(sponsor: str, who: str | None, why: str, yes: bool) -> None:

@@ -319,6 +319,18 @@ def statement_request(
     request_statement(sponsor or "", who, why, yes)
 
 
+@statements.command("list", epilog=examples("statement list", "statement list --flagged --limit 100 -o json"))
+def statement_list(
+    flagged: Annotated[bool, typer.Option("--flagged", help="only those that are strange beside others")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="the newest so many")] = 20,
+    output: Out = Output.text,
+) -> None:
+    """What statements have come, what is strange about them and what to do, and what came of their lines."""
+    from libs.cli.statements import listing
+
+    listing(flagged, limit, output is Output.json)
+
+
 # --- Looking ----------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from libs.cli.context import (
     who_am_i,
 )
 from libs.cli.send import in_portions, send_command
+from libs.cli.statements import named
 from libs.common.contracts import operator
 
 # A decision that failed is work of its job's name; what is tried again by itself counts as a bug of ours.
@@ -130,7 +131,9 @@ def retry_work(
 # --- Lines of statements ----------------------------------------------------------------------------------------------
 
 _EXCEPTIONS = """
-SELECT x.*, i.envelope_id FROM funds.ops_exceptions x LEFT JOIN funds.ops_instructions i USING (instruction)
+SELECT x.*, i.envelope_id, s.number AS statement_number, s.sequence AS statement_sequence, s.closing_date
+FROM funds.ops_exceptions x LEFT JOIN funds.ops_instructions i USING (instruction)
+LEFT JOIN ingestion.ops_statements s ON s.statement_id = x.statement_id
 WHERE (x.state = 'OPEN' OR %(all)s) AND (x.reason = %(reason)s OR %(reason)s::text IS NULL)
   AND (i.envelope_id = %(only)s OR %(only)s::uuid IS NULL)
 ORDER BY x.id LIMIT %(limit)s
@@ -163,11 +166,13 @@ def exceptions(envelope: str | None, reason: str | None, everything: bool, limit
         return
     table(
         "Exceptions",
-        ("id", "state", "reason", "line", "reference", "amount", "detail", "since (UTC)"),
+        ("id", "state", "reason", "statement", "line", "reference", "amount", "detail", "since (UTC)"),
         [
             (
-                Number(row.id), row.state.lower(), row.reason, Number("–" if row.line is None else row.line),
-                row.reference or "–", money(row.amount_minor, row.currency), row.detail, clock(row.created_at),
+                Number(row.id), row.state.lower(), row.reason,
+                named(row.statement_number, row.statement_sequence, row.closing_date),
+                Number("–" if row.line is None else row.line), row.reference or "–", money(row.amount_minor, row.currency),
+                row.detail, clock(row.created_at),
             )
             for row in rows
         ],

@@ -26,6 +26,7 @@ from libs.common.contracts.base import CASH, GOODS
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
+FLAGGED_DAYS = 7  # a flag stays for good where nothing is missing: a bank may number as it likes
 CONSUMERS = ("ingestion", "resolution", "allocation", "funds", "notifications")
 
 # One row per envelope. Batches are summed for the envelopes asked for only.
@@ -373,6 +374,15 @@ def attention(views: Views) -> list[str]:
         "SELECT reason, count(*) AS n FROM funds.ops_exceptions WHERE state = 'OPEN' GROUP BY reason ORDER BY reason"
     )
     found += [f"{plural(row.n, 'statement exception')} {row.reason}" for row in exceptions]
+    flags = views.rows(
+        """SELECT flag, count(*) AS n FROM ingestion.ops_statements, unnest(flags) AS flag
+           WHERE received_at > now() - make_interval(days => %(days)s) GROUP BY flag ORDER BY flag""",
+        days=FLAGGED_DAYS,
+    )
+    found += [
+        f"{plural(row.n, 'statement')} of the last {FLAGGED_DAYS} days: {row.flag} (almoner statement list --flagged)"
+        for row in flags
+    ]
     return found
 
 

@@ -167,8 +167,74 @@ def test_exceptions_are_chosen_by_envelope_reason_and_state(alone: Almoner, reso
         "KES",
         "OPEN",
     )
+    assert "\tUNKNOWN_REFERENCE\t–\t1\tX\t25.00 KES\t" in alone.almoner("exceptions")  # of a statement nobody knows
+    add_statements(world, {statement: ("17", "2", "READ")})
+    assert "\tUNKNOWN_REFERENCE\t17/2 of 2026-11-03\t1\tX\t25.00 KES\t" in alone.almoner("exceptions")
+    [first] = alone.json("exceptions", "--limit", "1")
+    assert [first[name] for name in ("statement_number", "statement_sequence", "closing_date")] == ["17", "2", "2026-11-03"]
     shown = alone.almoner("exceptions")
-    assert "25.00 KES" in shown
     assert "AMOUNT_MISMATCH: the bank booked another amount" in shown
     assert "The first 1; see --limit." in alone.almoner("exceptions", "--limit", "1")
     assert "no envelope is called 'E9'" in alone.run("exceptions", "E9", code=1).stderr
+
+
+def add_statements(world: World, statements: dict[str, tuple[str, str, str]]) -> None:
+    """Statements of one account and day with 100.00 before and after, as if they had come one after the other."""
+    for statement_id, (number, sequence, state) in statements.items():
+        world.sql(
+            "ingestion",
+            """WITH file AS (INSERT INTO statement_files (file_id, source, bytes) VALUES (gen_random_uuid(), 'full', 1) RETURNING file_id)
+               INSERT INTO statements (statement_id, file_id, account_token, reference, number, sequence, currency, closing_date,
+                   opening_minor, closing_minor, lines, chunks, next_byte, end_byte, state, reason)
+               SELECT %(id)s, file_id, 'aaaabbbbcccc', 'R', %(number)s, %(sequence)s, CASE WHEN %(state)s = 'READ' THEN 'KES' END,
+                   '2026-11-03', 10000, 10000, 0, 0, 1, 1, %(state)s, CASE WHEN %(state)s = 'READ' THEN '' ELSE 'NO_ACCOUNT: none' END
+               FROM file""",
+            id=statement_id,
+            number=number,
+            sequence=sequence,
+            state=state,
+        )
+
+
+def test_statements_are_listed_with_what_is_strange_and_what_came_of_them(alone: Almoner, resolution: Process) -> None:
+    world = alone.world
+    assert alone.almoner("statement", "list") == "No statement has come yet.\n"
+    first, gap, rejected = (f"01970000-0000-7000-8000-00000000000{n}" for n in (1, 2, 3))
+    add_statements(world, {first: ("17", "1", "READ")})
+    assert alone.almoner("statement", "list", "--flagged") == "No statement is flagged.\n"
+    assert "statement list" not in alone.almoner("status")
+    add_statements(world, {gap: ("19", "1", "READ"), rejected: ("20", "1", "REJECTED")})
+    world.sql(
+        "funds",
+        """INSERT INTO statements (statement_id, account_token, known_account, reconciled_at)
+           VALUES (%(id)s, 'aaaabbbbcccc', true, clock_timestamp())""",
+        id=first,
+    )
+    world.sql("funds", "INSERT INTO statement_chunks VALUES (%(id)s, 1, 5, 0, 3, 300, 1, 100)", id=first)
+    world.sql(
+        "funds",
+        """INSERT INTO exceptions (statement_id, line, reason, amount_minor, currency)
+           VALUES (%(id)s, 5, 'UNKNOWN_REFERENCE', 1, 'KES')""",
+        id=first,
+    )
+    rows = alone.json("statement", "list")
+    assert [(row["number"], row["state"], row["flags"]) for row in rows] == [
+        ("20", "REJECTED", []),
+        ("19", "READ", ["NUMBER_GAP"]),
+        ("17", "RECONCILED", []),
+    ]
+    assert rows[1]["what_to_do"] == ["it does not follow the one before it; send what is missing"]
+    assert [rows[2][name] for name in ("confirmed", "reversed", "exceptions")] == [3, 1, 1]
+    assert [row["statement_id"] for row in alone.json("statement", "list", "--flagged")] == [gap]
+    lines = alone.almoner("statement", "list", "--limit", "2").splitlines()
+    assert lines[1].startswith("20/1 of 2026-11-03\taaaabbbb\t–\t–\trejected\t0\t0\t0\t0\tNO_ACCOUNT: none\t")
+    assert lines[2].startswith("19/1 of 2026-11-03\taaaabbbb\t100.00 KES\t100.00 KES\tread\t0\t0\t0\t0\tNUMBER_GAP\t")
+    assert lines[3:] == [
+        "NUMBER_GAP: it does not follow the one before it; send what is missing",
+        "The newest 2; see --limit.",
+    ]
+    seen = "1 statement of the last 7 days: NUMBER_GAP (almoner statement list --flagged)"
+    assert alone.json("status")["attention"] == ["1 statement exception UNKNOWN_REFERENCE", seen]
+    world.sql("ingestion", "UPDATE statements SET received_at = received_at - interval '8 days'")
+    assert seen not in alone.json("status")["attention"]
+    assert len(alone.json("statement", "list", "--flagged")) == 1

@@ -219,7 +219,8 @@ def test_a_statement_from_a_file(town: Town) -> None:
     url = town.world.processes[1].http_url + "/statements"
     refused = town.run("statement", "submit", str(path), "--url", url, "--token", "wrong", code=1)
     assert "token" in refused.stderr
-    town.almoner("statement", "submit", str(path), "--url", url, "--token", "a token for tests only")
+    taken = town.almoner("statement", "submit", str(path), "--url", url, "--token", "a token for tests only")
+    assert taken == "statement.sta taken\n"
     town.world.until(lambda: town.json("status", "E1")["confirmed"] == 3, what="three confirmed")
 
 

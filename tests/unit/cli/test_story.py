@@ -1,13 +1,15 @@
 """How a history is told, and that nothing is told without its meaning."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 
+from libs.cli import statements
 from libs.cli.failures import MEANINGS
 from libs.cli.story import Step, sentence
 from libs.common.money import Unit
 from services.funds.domain import EXCEPTIONS
+from services.ingestion.statements import FLAGS
 
 AT = datetime(2026, 11, 2, tzinfo=UTC)
 
@@ -39,3 +41,20 @@ def test_goods_are_told_in_their_own_unit() -> None:
 
 def test_every_exception_has_its_meaning() -> None:
     assert {*EXCEPTIONS, "NO_STATEMENT_LINE"} <= MEANINGS.keys()
+
+
+def test_what_to_do_about_a_statement_is_what_its_sender_is_told() -> None:
+    assert statements.FLAGS == FLAGS
+
+
+@pytest.mark.parametrize(
+    ("number", "sequence", "day", "said"),
+    [
+        ("17", "2", date(2026, 11, 3), "17/2 of 2026-11-03"),
+        ("17", "", None, "17"),
+        ("", "", date(2026, 11, 3), "– of 2026-11-03"),
+        (None, None, None, "–"),
+    ],
+)
+def test_a_statement_is_named_as_the_bank_does(number: str | None, sequence: str | None, day: date | None, said: str) -> None:
+    assert statements.named(number, sequence, day) == said

@@ -160,10 +160,12 @@ CREATE VIEW statement_flags AS
                OR s.n = 0 AND (o.received_at, o.statement_id) < (s.received_at, s.statement_id))
         ORDER BY o.closing_date DESC, o.n DESC, o.part DESC, o.received_at DESC, o.statement_id DESC LIMIT 1) AS b ON true
     WHERE s.numbered AND s.state <> 'REJECTED';
+-- `flags` looks at other statements, so it is worked out only where it is asked for.
 CREATE VIEW ops_statements AS
-    SELECT statement_id, account_token, number, sequence, lines, unparsable, state, received_at, reason, chunks, chunks_read,
-           closing_date, coalesce(flags, '{}') AS flags
-    FROM statements LEFT JOIN statement_flags USING (statement_id);
+    SELECT s.statement_id, s.account_token, s.number, s.sequence, s.lines, s.unparsable, s.state, s.received_at, s.reason, s.chunks,
+           s.chunks_read, s.closing_date, s.currency, s.opening_minor, s.closing_minor, o.source,
+           coalesce((SELECT f.flags FROM statement_flags f WHERE f.statement_id = s.statement_id), '{}') AS flags
+    FROM statements s JOIN statement_files o USING (file_id);
 CREATE VIEW ops_history AS
     SELECT envelope_id, NULL::uuid AS batch_id, NULL::text AS disbursement_id, created_at AS at, 'accepted' AS step,
            declared || ' disbursements declared, ' || declared_minor || ' minor units' AS detail FROM envelopes
