@@ -1,9 +1,16 @@
 """The verbs of whoever keeps the services going, against real services: dead letters, lag, ticks by hand, the audit."""
 
+import os
+import signal
+import subprocess
+import sys
+from threading import Timer
+
 import pytest
 
 from libs.common.contracts.ingestion import BatchCut
 from libs.common.contracts.scheduler import Tick
+from libs.local.supervisor import ROOT
 from tests.integration.cli.conftest import Almoner
 from tests.support.process import Process
 from tests.support.world import World
@@ -91,6 +98,35 @@ def test_lag_by_topic(alone: Almoner, resolution: Process) -> None:
     assert f"{world.prefix}{BATCHES}" in alone.almoner("lag")
     alone.almoner("resume", "resolution", "consume", "--yes")
     world.until(lambda: behind()["resolution", BATCHES] == 0)
+
+
+def test_lag_is_shown_again_and_again_until_ctrl_c(alone: Almoner, resolution: Process) -> None:
+    # Whoever runs the tests may have them ignore Ctrl-C, and what they start with them.
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from libs.cli.app import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "lag", "--watch"],
+        env={**os.environ, **alone.world.env},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        limit = Timer(60, watching.kill)
+        limit.start()
+        try:
+            assert watching.stdout is not None
+            tables = 0
+            for line in watching.stdout:
+                tables += line == "service\ttopic\tpartitions\tmessages\n"
+                if tables == 3:  # it was refreshed twice
+                    break
+            watching.send_signal(signal.SIGINT)
+            _, said = watching.communicate()
+        finally:
+            limit.cancel()
+            watching.kill()
+    assert (tables, watching.returncode) == (3, 130)
+    assert "Traceback" not in said
 
 
 def test_a_tick_by_hand(alone: Almoner, resolution: Process) -> None:

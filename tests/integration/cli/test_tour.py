@@ -64,6 +64,9 @@ def test_the_tour_shows_what_it_says(tmp_path: Path) -> None:
             assert expected, f"the tour has a command which nobody looks at: {command}"
             assert expected[0] in said, f"{command}\n{said}"
         assert "is to pay" in run("./almoner timeline RUN-1", home)
+        places = "./almoner simulate places docs/samples/drought-relief-rice.csv --without 1"
+        assert places.removeprefix("./") in (ROOT / "README.md").read_text()
+        assert "PBMS has warehouses and" in run(places, home)
     finally:
         assert "Down." in run("./almoner down", home)
     shown = {name for name in SHOWN if any(command.startswith(f"./almoner {name}") for command in commands)}
