@@ -1,14 +1,14 @@
 """The simulated bank's statements, brought to funds as ingestion would: parsed with mt-940 into neutral lines."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 import mt940
 
 from libs.common.contracts.base import derived_id, totals
-from libs.common.contracts.ingestion import Lines, StatementLine, StatementLines, StatementOpened
+from libs.common.contracts.ingestion import Lines, StatementLine, StatementLines, StatementOpened, UnparsableLine
 from tests.support.money import Payout
 
 
@@ -32,6 +32,14 @@ def publish_statement(payout: Payout, content: bytes | str, *, chunk: int = 1000
     chunks = [lines[start : start + chunk] for start in range(0, len(lines), chunk)]
     narratives = {number: _narratives(item.data) for number, item in enumerate(parsed.transactions, 1)}
     publish_lines(payout, statement_id, token, chunks, narratives)
+    opening = _minor(parsed.data["final_opening_balance"].amount.amount)
+    closing = _minor(parsed.data["final_closing_balance"].amount.amount)
+    publish_opened(payout, statement_id, token, opening, closing, len(lines), len(chunks))
+
+
+def publish_opened(
+    payout: Payout, statement_id: Any, token: str, opening_minor: int, closing_minor: int, lines: int, chunks: int
+) -> None:
     opened = StatementOpened(
         statement_id=statement_id,
         account_token=token,
@@ -39,10 +47,10 @@ def publish_statement(payout: Payout, content: bytes | str, *, chunk: int = 1000
         number="1",
         sequence="1",
         currency="EUR",
-        opening_minor=_minor(parsed.data["final_opening_balance"].amount.amount),
-        closing_minor=_minor(parsed.data["final_closing_balance"].amount.amount),
-        lines=len(lines),
-        chunks=len(chunks),
+        opening_minor=opening_minor,
+        closing_minor=closing_minor,
+        lines=lines,
+        chunks=chunks,
     )
     payout.world.publish("ingestion.statements.v1", opened, key=token, correlation_id=str(statement_id))
 
@@ -53,8 +61,9 @@ def publish_lines(
     token: str,
     chunks: list[list[StatementLine]],
     told: Mapping[int, list[str]] | None = None,
+    unparsable: Sequence[UnparsableLine] = (),
 ) -> None:
-    """`told`: line -> its narratives."""
+    """`told`: line -> its narratives. `unparsable`: of each chunk."""
     for number, lines in enumerate(chunks, 1):
         numbers = [line.line for line in lines]
         personal = {"line": numbers, "narratives": [(told or {}).get(n, []) for n in numbers], "text": [None] * len(numbers)}
@@ -64,6 +73,7 @@ def publish_lines(
             currency="EUR",
             chunk=number,
             lines=Lines.of(lines),
+            unparsable=list(unparsable),
             **totals([line.amount_minor for line in lines]),
             sealed=payout.sealer.seal(personal, "StatementLines", statement_id, number),
         )
