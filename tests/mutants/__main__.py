@@ -1,5 +1,5 @@
 """python -m tests.mutants: take away, one at a time, what makes "paid once" true, or put back what others got wrong; each must
-make a test fail.
+make a test fail. With words: only the mutants in whose name one of them is.
 
 The chosen tests run once as the code is, then against each mutant in a copy of the tree, all on one broker and database.
 """
@@ -35,9 +35,22 @@ AGENCIES = "tests/integration/funds/test_agencies.py"
 REPAY = "tests/integration/funds/test_repay.py"
 NOTICES = "tests/integration/notifications/test_notices.py"
 PROVIDERS = "tests/integration/notifications/test_providers.py"
+PER_BATCH = "tests/faults/test_statements_per_batch.py::test_statements_are_the_same_whatever_the_number_of_people_and_batches"
 LOST_MAIL = f"{PROVIDERS}::test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_again"
 SOMEWHERE = "tests/integration/allocation/test_faults.py::test_everybody_is_somewhere_once_whatever_comes_twice_or_late"
+DOMAIN = "tests/unit/funds/test_domain.py"
+EXCEPTIONS = "tests/integration/funds/test_exceptions.py"
+CHOICE = "tests/unit/allocation/test_choice.py"
 TWO_BANKS = "tests/integration/funds/test_two_banks.py::test_a_bank_that_asks_for_time_stops_no_calls_to_another"
+
+
+# The call is made while its claim is not committed, and what came of it is what the worker then gets.
+CLAIMED = '            crash.reached("call.before_claim_commit", len(calls), self.kind)\n'
+CALLED_BEFORE = """            told = vars(self).setdefault("told", {})
+            for claim, request in calls:
+                told[claim.subject] = asyncio.run(self._callout.call(httpx.AsyncClient(trust_env=False), claim, request))
+            self.call = lambda client, claim, request: asyncio.sleep(0, told[claim.subject])
+"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ MUTANTS = [
         "services/funds/domain.py",
         "        sum(one.amount_minor for one in sent),\n",
         "        sent[0].amount_minor,\n",
-        ("tests/unit/funds/test_domain.py",),
+        (f"{DOMAIN}::test_a_line_is_for_all_shares_of_a_payment_to_an_agency_or_for_none",),
     ),
     Mutant(
         "agency cash: a late debit counts although a share of it was sent anew",
@@ -184,6 +197,40 @@ MUTANTS = [
         (f"{RESOLVE}::test_a_thousand_people_of_whom_twelve_are_unknown",),
     ),
     Mutant(
+        "as in a bridge: the bank is called before the commit",
+        "libs/common/workqueue.py",
+        CLAIMED,
+        CALLED_BEFORE + CLAIMED,
+        (f"{CRASH}[call.before_claim_commit-block-example]",),
+    ),
+    Mutant(
+        "as in a bridge: notices are sent before the commit",
+        "libs/common/workqueue.py",
+        CLAIMED,
+        CALLED_BEFORE + CLAIMED,
+        (f"{LOST_MAIL}[call.before_claim_commit]",),
+    ),
+    Mutant(
+        "as in a bridge: nothing is released at the bank",
+        "services/funds/calls.py",
+        "        answer = await request.bank.release("
+        "client, claim, request.account, request.block_reference, request.amount_minor)\n",
+        '        answer: Answer = Done(Succeeded("none"))\n',
+        (f"{OPERATIONS}::test_cancelled_disbursements_are_never_paid_unless_it_is_too_late[while paused]",),
+    ),
+    Mutant(
+        "as in a bridge: a batch in which nobody has an address becomes a list to be paid",
+        "services/funds/handlers.py",
+        "        if people:\n"
+        "            intake.instructions.append(\n"
+        "                (envelope_id, batch_id, arrival.part, sealed.key_id, sealed.data, len(people), sum(people.amount_minor))\n",
+        "        if True:\n"
+        "            intake.instructions.append(\n"
+        "                (envelope_id, batch_id, arrival.part, sealed.key_id, sealed.data, len(people) or 1,"
+        " sum(people.amount_minor) or 1)\n",
+        (f"{OPERATIONS}::test_of_a_batch_in_which_nobody_has_an_address_no_list_is_sent_until_they_have_one",),
+    ),
+    Mutant(
         "as in a bridge: of two disbursements for one person in a batch only one is paid",
         "services/resolution/calls.py",
         "        people = [(reference, item.beneficiary_id) for reference, item in zip(references, items, strict=True)]\n",
@@ -202,14 +249,14 @@ MUTANTS = [
         "services/funds/domain.py",
         "        elif payment.amount_minor != line.amount_minor or lists[line.instruction].currency != currency:\n",
         "        elif lists[line.instruction].currency != currency:\n",
-        ("tests/unit/funds/test_domain.py",),
+        (f"{DOMAIN}::test_what_a_statement_line_means",),
     ),
     Mutant(
         "as in a bridge: a second reversal counts twice",
         "services/funds/domain.py",
         "        elif key in seen:\n",
         '        elif key in seen and line.mark == "D":\n',
-        ("tests/unit/funds/test_domain.py",),
+        (f"{DOMAIN}::test_what_a_statement_line_means",),
     ),
     Mutant(
         "as in a bridge: a reversal in an earlier file than its debit is an error for ever",
@@ -226,7 +273,35 @@ MUTANTS = [
         ("tests/integration/ingestion/test_statements.py::test_several_statements_in_one_file_and_a_bad_line",),
     ),
     Mutant(
+        "as in a bridge: two debits for one payment fail the file",
+        "services/funds/domain.py",
+        '                result.exceptions.append((line, "DUPLICATE_DEBIT" if line.mark == "D" else "DUPLICATE_REVERSAL"))\n',
+        '                raise ValueError("two rows where one was expected")\n',
+        (f"{DOMAIN}::test_two_debits_of_one_payment_are_one_exception_and_the_rest_of_the_statement_counts",),
+    ),
+    Mutant(
         "as in a bridge: the same statement again is a duplicate for every line",
+        "services/funds/domain.py",
+        "            if not _identifies(line.bank_reference) or seen[key] != line.bank_reference:\n",
+        "            if True:\n",
+        (f"{DOMAIN}::test_the_same_lines_in_another_statement_change_nothing",),
+    ),
+    Mutant(
+        "exceptions: what was cancelled at the bank's refusal, or given back, counts as paid all the same",
+        "services/funds/store.py",
+        "(c.cancelled IS NOT NULL OR coalesce(h.state IN ('CANCELLED', 'RELEASING', 'RELEASED'), false))",
+        "c.cancelled IS NOT NULL",
+        (f"{EXCEPTIONS}::test_a_line_that_cannot_count_is_an_exception_until_it_is_settled[PAID_AFTER_CANCEL: released]",),
+    ),
+    Mutant(
+        "exceptions: a line that cannot be read vanishes",
+        "services/funds/handlers.py",
+        "for bad in data.unparsable\n",
+        "for bad in data.unparsable[:0]\n",
+        (f"{EXCEPTIONS}::test_a_line_that_cannot_be_read_is_an_exception_and_the_others_count",),
+    ),
+    Mutant(
+        "chunks of statements: what comes again is new",
         "services/funds/store.py",
         "           WHERE NOT EXISTS (SELECT 1 FROM statement_chunks s WHERE s.statement_id = c.statement_id AND s.chunk = c.chunk)",
         "           WHERE true",
@@ -237,7 +312,7 @@ MUTANTS = [
         "libs/common/money.py",
         '        return checked(int(whole + fraction[: self.decimals].ljust(self.decimals, "0")))\n',
         "        return checked(int(whole) * 10**self.decimals)\n",
-        ("tests/unit/common/test_money_and_clock.py",),
+        ("tests/unit/common/test_money_and_clock.py::test_decimal_text_becomes_minor_units",),
     ),
     Mutant(
         "as in a bridge: an envelope's lock serves one batch at a time",
@@ -254,7 +329,7 @@ MUTANTS = [
         "        for row in rows[1:]:\n"
         "            self.copy(table, columns, [row])\n"
         "        values = list(zip(*rows[:1], strict=True))\n",
-        ("tests/faults/test_statements_per_batch.py",),
+        (PER_BATCH,),
     ),
     Mutant(
         "as in a bridge: updated_at does not change when a call ends",
@@ -298,14 +373,14 @@ MUTANTS = [
         "services/allocation/domain.py",
         "        return -self.coverage, self.load, self.id\n",
         "        return 0, __import__('random').randrange(10**9), self.id\n",
-        ("tests/unit/allocation/test_choice.py",),
+        (f"{CHOICE}::test_a_plan",),
     ),
     Mutant(
         "capacity: a place takes whatever comes",
         "services/allocation/domain.py",
         "        return self.room is None or minor <= self.room\n",
         "        return True\n",
-        ("tests/unit/allocation/test_choice.py",),
+        (f"{CHOICE}::test_a_plan",),
     ),
     Mutant(
         "a notice's key: each attempt has one of its own",
@@ -387,8 +462,12 @@ MUTANTS = [
 ]
 
 
-def main() -> int:
-    wrong = [mutant.name for mutant in MUTANTS if (ROOT / mutant.file).read_text().count(mutant.text) != 1]
+def main(words: Sequence[str] = ()) -> int:
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    if not chosen:
+        print("No mutant has such a name.")
+        return 1
+    wrong = [mutant.name for mutant in chosen if (ROOT / mutant.file).read_text().count(mutant.text) != 1]
     if wrong:
         print("The code has changed; say anew what to take away for:", *wrong, sep="\n  ")
         return 1
@@ -396,7 +475,7 @@ def main() -> int:
     with owned(name="mutants", parent=memory()) as stack, tempfile.TemporaryDirectory(prefix="almoner-mutants-") as folder:
         addresses = stack.addresses
         env = {**os.environ, KAFKA_VARIABLE: addresses.kafka, DATABASE_VARIABLE: addresses.database_url}
-        tests = sorted({test for mutant in MUTANTS for test in mutant.tests})
+        tests = sorted({test for mutant in chosen for test in mutant.tests})
         failed, output = run(ROOT, tests, env, Path(folder) / "unchanged.xml")
         if failed != 0:
             print(output, f"{failed} of the tests fail already without any mutant.", sep="\n")
@@ -408,20 +487,22 @@ def main() -> int:
 
         def judge(mutant: Mutant) -> str:
             tree = trees.get()
+            since = time.monotonic()
             try:
                 with mutated(tree, mutant):
                     count, text = run(tree, mutant.tests, env, tree.with_suffix(".xml"))
             finally:
                 trees.put(tree)
+            took = f"{time.monotonic() - since:.0f} s"
             verdict = "killed" if count > 0 else "SURVIVED" if count == 0 else "NOT JUDGED"
-            print(f"{verdict:10}  {mutant.name}", flush=True)
+            print(f"{verdict:10}  {took:>5}  {mutant.name}", flush=True)
             if count < 0:
                 print(text)
             return verdict
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            verdicts = list(pool.map(judge, MUTANTS))
-    print(f"{verdicts.count('killed')} of {len(MUTANTS)} mutants killed in {time.monotonic() - began:.0f} s")
+            verdicts = list(pool.map(judge, chosen))
+    print(f"{verdicts.count('killed')} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s")
     return 0 if set(verdicts) == {"killed"} else 1
 
 
@@ -475,4 +556,4 @@ def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

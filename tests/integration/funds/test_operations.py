@@ -55,6 +55,24 @@ def test_people_without_an_address_are_held_and_paid_alone_when_they_get_one(wor
     assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
 
 
+def test_of_a_batch_in_which_nobody_has_an_address_no_list_is_sent_until_they_have_one(world: World, bank: BankAdmin) -> None:
+    payout = Payout(world, bank)
+    batch = payout.batch(3, unresolved=3)
+    since = max((request["id"] for request in bank.requests()), default=0)
+    world.run("funds", **payout.env)
+    payout.publish_all()
+    total = batch.unresolved_total_minor
+    until_position(payout, blocked_minor=total, held=3, held_minor=total)
+    world.until(lambda: idle(world))
+    asked = [request["path"].rpartition("/")[2] for request in bank.requests(since)]
+    assert sorted(asked) == ["block_funds", "check_funds"]  # and no payments, not even of nobody
+    until_position(payout, held=3, held_minor=total, waiting=0, outstanding=0, dispatched=0, state="BLOCKED")
+    assert payout.ledger() == {}
+    payout.publish(payout.next_part(batch, 2))
+    until_position(payout, outstanding=3, held=0)
+    assert payout.ledger() == {item.disbursement_id: 1 for item in payout.items()}
+
+
 def test_a_later_part_may_overtake_the_first(world: World, bank: BankAdmin) -> None:
     payout = Payout(world, bank)
     batch = payout.batch(20, unresolved=5)

@@ -77,6 +77,20 @@ def test_what_a_statement_line_means(
     assert set(exceptions) <= set(domain.EXCEPTIONS)
 
 
+def test_two_debits_of_one_payment_are_one_exception_and_the_rest_of_the_statement_counts() -> None:
+    payments = {(7, n): Named(100, f"D{n}") for n in (1, 2)}
+    lines = [line(), line(bank_reference="B2"), line(position=2, bank_reference="B3")]
+    result = domain.reconcile(lines, "EUR", payments, {7: PaidFrom("EUR", blocked=True)})
+    assert result.debits == [lines[0], lines[2]]
+    assert result.exceptions == [(lines[1], "DUPLICATE_DEBIT")]
+
+
+def test_the_same_lines_in_another_statement_change_nothing() -> None:
+    payments = {(7, n): Named(100, f"D{n}", debit=f"B{n}", reversal=f"R{n}") for n in (1, 2)}
+    lines = [line(mark, 100, n, f"{name}{n}") for n in (1, 2) for mark, name in (("D", "B"), ("RD", "R"))]
+    assert domain.reconcile(lines, "EUR", payments, {7: PaidFrom("EUR", blocked=True)}) == domain.Reconciliation([], [], [])
+
+
 @pytest.mark.parametrize(
     ("paid_from", "retired", "exceptions"),
     [
