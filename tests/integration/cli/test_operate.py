@@ -221,9 +221,10 @@ def add_statements(world: World, statements: dict[str, tuple[str, str, str]]) ->
             "ingestion",
             """WITH file AS (INSERT INTO statement_files (file_id, source, bytes) VALUES (gen_random_uuid(), 'full', 1) RETURNING file_id)
                INSERT INTO statements (statement_id, file_id, account_token, reference, number, sequence, currency, closing_date,
-                   opening_minor, closing_minor, lines, chunks, next_byte, end_byte, state, reason)
+                   opening_minor, closing_minor, lines, chunks, next_byte, end_byte, state, reason, numbered)
                SELECT %(id)s, file_id, 'aaaabbbbcccc', 'R', %(number)s, %(sequence)s, CASE WHEN %(state)s = 'READ' THEN 'KES' END,
-                   '2026-11-03', 10000, 10000, 0, 0, 1, 1, %(state)s, CASE WHEN %(state)s = 'READ' THEN '' ELSE 'NO_ACCOUNT: none' END
+                   '2026-11-03', 10000, 10000, 0, 0, 1, 1, %(state)s, CASE WHEN %(state)s = 'READ' THEN '' ELSE 'NO_ACCOUNT: none' END,
+                   true
                FROM file""",
             id=statement_id,
             number=number,

@@ -114,6 +114,7 @@ def books(world: World, bank_process: SimulatorProcess) -> Iterator[Books]:
         paid.publish(paid.cancelling_some([cancelled]))
         late.publish_all()
         unpaid.publish(unpaid.batches[0])  # and never complete
+        until_position(unpaid, waiting=len(UNPAID))  # whoever is cancelled before that has no payment that could be named
         unpaid.publish(unpaid.cancelling_some([unpaid.items()[0].disbursement_id]))
         until_position(paid, outstanding=len(PEOPLE) - 2, held=1, cancelled=1)
         command(world, operator.ReleaseRequested, envelope_id=paid.envelope_id, expected=1)
