@@ -23,7 +23,7 @@ from libs.local.supervisor import ROOT
 from tests.support.stacks import memory
 
 AT_ONCE = 3
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 CRASH = "tests/faults/test_crash_funds.py::test_killed_at"
 FREEZE = "tests/faults/test_freeze.py::test_frozen_beyond_its_lease"
 LOCKS = "tests/faults/test_locks.py"
@@ -476,7 +476,7 @@ def main(words: Sequence[str] = ()) -> int:
         addresses = stack.addresses
         env = {**os.environ, KAFKA_VARIABLE: addresses.kafka, DATABASE_VARIABLE: addresses.database_url}
         tests = sorted({test for mutant in chosen for test in mutant.tests})
-        failed, output = run(ROOT, tests, env, Path(folder) / "unchanged.xml")
+        failed, output = run(ROOT, tests, env, Path(folder) / "unchanged.xml", f"-n{AT_ONCE}", "--dist=loadgroup")
         if failed != 0:
             print(output, f"{failed} of the tests fail already without any mutant.", sep="\n")
             return 1
@@ -506,10 +506,10 @@ def main(words: Sequence[str] = ()) -> int:
     return 0 if set(verdicts) == {"killed"} else 1
 
 
-def run(tree: Path, tests: Sequence[str], env: dict[str, str], report: Path) -> tuple[int, str]:
+def run(tree: Path, tests: Sequence[str], env: dict[str, str], report: Path, *more: str) -> tuple[int, str]:
     """How many tests have failed, and what pytest said; -1 if it did not come to run all of them."""
     report.unlink(missing_ok=True)
-    options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}", *more]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],
