@@ -4,10 +4,9 @@ import compileall
 import os
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -96,11 +95,8 @@ def template(databases: stacks.Databases, shared: tuple[str, str, str] | None) -
 
 @pytest.fixture
 def world(kafka: Kafka, databases: stacks.Databases, template: str, tmp_path: Path) -> Iterator[World]:
-    world = World(f"t{uuid4().hex[:10]}", kafka, databases, template, tmp_path)
-    try:
+    with closing(World(kafka, databases, template, tmp_path)) as world:
         yield world
-    finally:
-        world.close()
 
 
 @pytest.fixture(scope="session")

@@ -46,16 +46,14 @@ class Held:
 
     def people(self, views: Views, view: str) -> list[Any]:
         """(envelope_id, people) in a service's view."""
-        found = self._look(views, view, "envelope_id, count(*) AS people")
-        return found
+        return self._look(views, view, "envelope_id", "count(*) AS people")
 
     def names(self, views: Views, view: str, envelope_id: UUID) -> list[str]:
         return [row.disbursement_id for row in replace(self, envelope_id=envelope_id)._look(views, view, "disbursement_id")]
 
-    def _look(self, views: Views, view: str, wanted: str) -> list[Any]:
-        key = wanted.partition(",")[0]
+    def _look(self, views: Views, view: str, key: str, *more: str) -> list[Any]:
         return views.rows(
-            f"""SELECT {wanted} FROM {view} AS h
+            f"""SELECT {", ".join((key, *more))} FROM {view} AS h
                 WHERE (envelope_id = %(only)s OR %(only)s::uuid IS NULL) AND (reason = %(reason)s OR %(reason)s::text IS NULL)
                   AND (cardinality(%(ids)s::text[]) = 0 OR disbursement_id = ANY(%(ids)s::text[]))
                 GROUP BY {key} ORDER BY {key}""",
@@ -75,8 +73,9 @@ def retry_held(
         # Whom resolution holds, allocation holds as well.
         unserved = held.people(
             views,
-            "(SELECT * FROM allocation.ops_held EXCEPT ALL SELECT a.* FROM allocation.ops_held a "
-            "JOIN resolution.ops_held r USING (envelope_id, disbursement_id))",
+            """(SELECT * FROM allocation.ops_held a WHERE NOT EXISTS (
+                    SELECT 1 FROM resolution.ops_held r
+                    WHERE r.envelope_id = a.envelope_id AND r.disbursement_id = a.disbursement_id))""",
         )
         refused = held.people(views, "funds.ops_retriable")
         at_mapper, without_place, at_bank = (sum(row.people for row in rows) for rows in (unresolved, unserved, refused))
@@ -251,7 +250,7 @@ def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, ye
                 who=who_am_i(who), why=why, source=envelope.source, envelope_id=publisher_id, disbursement_ids=some
             ),
         )
-        for some in ([chosen[at : at + CHUNK_ITEMS] for at in range(0, len(chosen), CHUNK_ITEMS)] or [[]])
+        for some in (list(in_portions(chosen, None)) or [[]])
     }
     publisher.flush()
     rejected, left = [], 0

@@ -122,7 +122,7 @@ def retry_work(
             chosen = [row.subject for row in found[service] if row.kind == one]
             touched = 0
             for portion in in_portions(chosen, rate):
-                command = operator.RetryWork(who=who_am_i(who), why=why, kind=one, subjects=list(portion))
+                command = operator.RetryWork(who=who_am_i(who), why=why, kind=one, subjects=portion)
                 touched += send_command(views, service, one, command)
             others = f" ({len(chosen) - touched:,} were not in ERROR any more)" if touched < len(chosen) else ""
             print(f"{service}: {touched:,} × {one} tried again{others}")

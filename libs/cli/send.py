@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -238,7 +238,7 @@ class Answers:
         self._reader.close()
 
 
-def in_portions(items: Sequence[T], rate: float | None) -> Iterator[Sequence[T]]:
+def in_portions(items: list[T], rate: float | None) -> Iterator[list[T]]:
     """As many as a command takes; with a rate never more than so many a second."""
     size = CHUNK_ITEMS if rate is None else max(1, min(CHUNK_ITEMS, int(rate)))
     for start in range(0, len(items), size):

@@ -221,7 +221,8 @@ def _counted(kind: str, events: int) -> Iterator[None]:
         outcome = "malformed"
         raise
     except Exception as error:
-        outcome = "transient" if isinstance(error, Transient) or is_transient(error) else "failed"
+        if isinstance(error, Transient) or is_transient(error):
+            outcome = "transient"
         raise
     finally:
         metrics.HANDLED.labels(kind, outcome).inc(events)

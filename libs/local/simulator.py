@@ -182,10 +182,7 @@ class Simulator:
         """A verb: `act` does it, `refuse` says no to it. Both run in a transaction on the writer's thread."""
 
         async def endpoint(request: Request) -> Response:
-            headers = request.headers
-            call = Call(profile, path, headers.get("idempotency-key"), headers.get("x-request-id"), await request.body())
-            call.headers = headers
-            return await self._handle(request, call, act, refuse)
+            return await self._handle(request, await _called(request, profile, path), act, refuse)
 
         return Route(prefix + path, endpoint, methods=["POST"])
 
@@ -224,7 +221,6 @@ class Simulator:
     def _receive_and_act(
         self, db: sqlite3.Connection, call: Call, act: Action, refuse: Action
     ) -> tuple[Fault | None, Answer | None]:
-        call.body_sha256 = hashlib.sha256(call.body).hexdigest()
         with suppress(ValueError):
             call.json = self._parse(call.body)
         with transaction(db):
@@ -297,7 +293,14 @@ def _take_fault(db: sqlite3.Connection, call: Call) -> Fault | None:
     return None
 
 
+async def _called(request: Request, profile: str, path: str) -> Call:
+    headers = request.headers
+    key, request_id = headers.get("idempotency-key"), headers.get("x-request-id")
+    return Call(profile, path, key, request_id, await request.body(), headers=headers)
+
+
 def _log(db: sqlite3.Connection, call: Call, items: int, kind: FaultKind | None) -> int:
+    call.body_sha256 = hashlib.sha256(call.body).hexdigest()
     not_done = kind == "fail_before" or kind in _ERRORS
     row = (
         now(), call.profile, call.path, call.key, call.request_id, call.body_sha256, items, kind,
@@ -371,9 +374,7 @@ def _nowhere(store: Store) -> Route:
     """What this side does not know is logged as well: a caller that asks for it is mistaken about its counterpart."""
 
     async def endpoint(request: Request) -> Response:
-        headers, body = request.headers, await request.body()
-        call = Call("", request.url.path, headers.get("idempotency-key"), headers.get("x-request-id"), body)
-        call.body_sha256 = hashlib.sha256(body).hexdigest()
+        call = await _called(request, "", request.url.path)
 
         def log(db: sqlite3.Connection) -> None:
             number = _log(db, call, 0, None)

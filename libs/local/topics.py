@@ -8,7 +8,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from libs.common.contracts.registry import TOPICS, Topic
-from libs.common.kafka import PREFIX, connection
+from libs.common.kafka import connection
+from libs.local.stack import KAFKA_VARIABLE
 
 LIMIT_SECONDS = 30
 
@@ -20,7 +21,7 @@ def ensure_topics(
 
     `partitions` replaces the registry's numbers. Raises KafkaException where the broker refuses."""
     wanted = [topic for topic in TOPICS if names is None or topic.name in names]
-    admin = AdminClient(connection({**os.environ, f"{PREFIX}BOOTSTRAP_SERVERS": bootstrap}))
+    admin = AdminClient(connection({**os.environ, KAFKA_VARIABLE: bootstrap}))
     return create(admin, wanted, prefix, partitions)
 
 

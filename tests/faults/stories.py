@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -91,7 +90,7 @@ def tell(
             while waiting and len(running) < AT_ONCE:
                 name, teller = waiting.pop(0)
                 folder = factory.mktemp("story")
-                world = World(f"t{uuid4().hex[:10]}", kafka, databases, template, folder)
+                world = World(kafka, databases, template, folder)
                 told[name] = Told(world)
                 running.append(_Running(teller(world, folder), told[name]))
             for one in list(running):

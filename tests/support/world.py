@@ -60,16 +60,16 @@ class Kafka:
 class World:
     """`env` is what a service's process needs; `name` is unique to the test, for accounts and the like."""
 
-    def __init__(self, name: str, kafka: Kafka, databases: Databases, template: str, folder: Path) -> None:
-        self.name = name
-        self.prefix = f"{name}."
+    def __init__(self, kafka: Kafka, databases: Databases, template: str, folder: Path) -> None:
+        self.name = f"t{uuid4().hex[:10]}"
+        self.prefix = f"{self.name}."
         self.kafka = kafka
         self.databases = databases
         self.processes: list[Process] = []
         self._folder = folder
         self._topics = dict(TOPIC_BY_NAME)
         self._made: set[str] = set()
-        self.database_url = databases.create(name, template)
+        self.database_url = databases.create(self.name, template)
         # Kept open, since tests look every few milliseconds; some of them break every connection.
         self._engine = sqlalchemy.create_engine(
             self.database_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, use_native_hstore=False

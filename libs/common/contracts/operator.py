@@ -8,6 +8,10 @@ from pydantic import Field, StringConstraints
 from libs.common.contracts.base import CHUNK_ITEMS, Count, EventData, PublisherId, Reason
 from libs.common.contracts.ingestion import EnvelopeAmendmentRequested
 
+Publisher = Annotated[
+    str, StringConstraints(min_length=1, max_length=200), Field(description="the publisher, as its events say")
+]
+
 
 class Command(EventData):
     who: Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -82,9 +86,7 @@ class CancelForPublisher(Command):
     door, with the command's id, and is answered there."""
 
     TYPE = "almoner.operator.CancelForPublisher.v1"
-    source: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
-        description="the publisher, as its events say"
-    )
+    source: Publisher
     envelope_id: PublisherId
     disbursement_ids: Annotated[list[PublisherId], Field(max_length=CHUNK_ITEMS)] = Field(default=[], description="empty: all")
 
@@ -93,9 +95,7 @@ class AmendForPublisher(Command):
     """ingestion: declare something else of an envelope in its publisher's name; as CancelForPublisher."""
 
     TYPE = "almoner.operator.AmendForPublisher.v1"
-    source: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
-        description="the publisher, as its events say"
-    )
+    source: Publisher
     amendment: EnvelopeAmendmentRequested
 
 

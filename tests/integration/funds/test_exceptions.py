@@ -3,6 +3,7 @@ money stays where it was."""
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import date
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -85,11 +86,8 @@ class Books(NamedTuple):
 @pytest.fixture(scope="module")
 def world(kafka: Kafka, databases: Databases, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One for all: a case has payments and a statement of its own."""
-    world = World(f"t{uuid4().hex[:10]}", kafka, databases, template, tmp_path_factory.mktemp("exceptions"))
-    try:
+    with closing(World(kafka, databases, template, tmp_path_factory.mktemp("exceptions"))) as world:
         yield world
-    finally:
-        world.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ One ingestion for all of them, as it runs in production."""
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,7 @@ Refusal = Callable[[World, str], c.SubmissionRejected]  # of something about an 
 
 @pytest.fixture(scope="module")
 def door(kafka: Kafka, databases: Databases, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(f"t{uuid4().hex[:10]}", kafka, databases, template, tmp_path_factory.mktemp("codes"))
-    try:
+    with closing(World(kafka, databases, template, tmp_path_factory.mktemp("codes"))) as world:
         world.run(
             "ingestion",
             ALMONER_INGESTION_MODE="production",
@@ -49,8 +49,6 @@ def door(kafka: Kafka, databases: Databases, template: str, tmp_path_factory: py
             ALMONER_INGESTION_SCHEDULE_MAX_DAYS="30",
         )
         yield world
-    finally:
-        world.close()
 
 
 def refused(world: World, submission_id: str) -> c.SubmissionRejected:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -80,7 +79,7 @@ def runs(
         found = {}
         for point in CASES:
             folder = tmp_path_factory.mktemp("crash")
-            world = World(f"t{uuid4().hex[:10]}", kafka, databases, template, folder)
+            world = World(kafka, databases, template, folder)
             stack.callback(world.close)
             found[point] = Run(point, world, stack.enter_context(OtherSide()), folder / "mark")
             found[point].start()
