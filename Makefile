@@ -5,6 +5,8 @@ N ?= 100000
 KIND ?= cash
 
 run := .venv/bin/python -m
+# Some machines forbid it everywhere; here a thousand short processes would each compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## What there is.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -64,7 +64,7 @@ class _Call:
         self._outbox = outbox
 
     def _advance(self, tx: Tx, claim: Claim, envelope_id: UUID, cause: Cause) -> None:
-        jobs.make_due(tx, "advance", [str(envelope_id)], [claim.lock_key], cause)
+        jobs.make_due(tx, decisions.ADVANCE, [str(envelope_id)], [claim.lock_key], cause)
 
     def _payer(self, claim: Claim, block: Any) -> tuple[Bank, Account, str] | Later:
         """The bank, the account a block was made on, and the bank's code. Whoever changes the configuration meanwhile is waited
@@ -257,7 +257,9 @@ class Dispatch(_Call):
         if ids:
             keys = [lock_key("funds", envelope_id) for envelope_id in ids]
             cause = Cause(claims[-1].cause.id, None, claims[-1].cause.traceparent)
-            jobs.make_due(tx, "advance", [str(i) for i in ids], keys, cause, every_seconds=self._settings.position_seconds)
+            jobs.make_due(
+                tx, decisions.ADVANCE, [str(i) for i in ids], keys, cause, every_seconds=self._settings.position_seconds
+            )
 
     def _decide(self, claim: Claim, row: Any) -> Any:
         if row.state not in ("WAITING", "SENDING"):

@@ -29,6 +29,9 @@ from services.funds.config import Settings
 from services.funds.domain import Money
 from services.funds.ports import Bank, Repeat
 
+ADVANCE = "advance"
+STATEMENT = "statement"
+
 _OPEN_LETTERS = """EXISTS (SELECT 1 FROM dead_letters d WHERE d.state IN ('OPEN', 'REDRIVEN')
     AND (d.correlation_id IS NULL OR d.correlation_id = e.envelope_id::text) AND d.topic NOT LIKE '%%.commands.v1')"""
 
@@ -49,7 +52,7 @@ class Decisions:
         now = self._where_it_stands(tx, envelope_id)
         if now.cancelling or now.tombstones:
             if self._cancel(tx, envelope_id, now.cancelling, because):  # more of it in the next transaction
-                jobs.make_due(tx, "advance", [subject], [lock_key("funds", envelope_id)], because)
+                jobs.make_due(tx, ADVANCE, [subject], [lock_key("funds", envelope_id)], because)
                 return
             now = self._where_it_stands(tx, envelope_id)
         if now.reschedules:  # before a check may start: whoever has asked in time gets the other date
@@ -508,7 +511,7 @@ class Decisions:
             )
             self._outbox.append(tx, [outgoing(body, envelope_id, cause, envelope_id, revision, told)])
         if (changed or position.in_flight) and not envelope.look_is_due:
-            jobs.make_due(tx, "advance", [str(envelope_id)], [envelope.lock_key], cause, every_seconds=every)
+            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [envelope.lock_key], cause, every_seconds=every)
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -794,7 +797,7 @@ def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[oper
         else:
             tx.run("UPDATE releases SET state = 'REFUSED' WHERE release_id = %(n)s", n=number)
     workqueue.finish(tx, data.kind, [data.subject], "DONE", "SETTLED_BY_OPERATOR")
-    jobs.make_due(tx, "advance", [str(envelope_id)], [key], cause)
+    jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], cause)
     return 1
 
 

@@ -39,8 +39,6 @@ from services.funds.config import Settings
 from services.funds.ports import Bank
 
 FUNDS_DUE_JOB = "funds-due"
-ADVANCE = "advance"
-STATEMENT = "statement"
 SETTLE_SECONDS = 1.0  # lines come in many chunks, and whoever decides stops those who fold
 
 _log = get("funds")
@@ -152,7 +150,7 @@ class Handlers:
                 WHERE funds = 'WAITING' AND completed_minor IS NOT NULL AND settled_at IS NULL AND cancelled_at IS NULL
                   AND {come}""",
             **when,
-            job=ADVANCE,
+            job=decisions.ADVANCE,
             cause=due[-1].id,
             trace=due[-1].traceparent,
         )
@@ -475,7 +473,7 @@ class Handlers:
         self._prove_dispatch(tx, per, instructions, cause)
         for envelope_id, key in sorted({(i.envelope_id, i.lock_key) for n, i in instructions.items() if n in per}):
             because = Cause(event.id, str(envelope_id), event.traceparent)
-            jobs.make_due(tx, ADVANCE, [str(envelope_id)], [key], because, every_seconds=SETTLE_SECONDS)
+            jobs.make_due(tx, decisions.ADVANCE, [str(envelope_id)], [key], because, every_seconds=SETTLE_SECONDS)
 
     def _reversal_reasons(
         self, data: ingestion.StatementLines, reversals: Sequence[domain.Line], payments: Mapping[tuple[int, int], domain.Named]
@@ -679,14 +677,16 @@ def _because(event: Event[Any], envelope_id: UUID) -> Cause:
 
 def _make_due(tx: Tx, envelope_ids: Sequence[UUID], cause: Cause, every_seconds: float = 0) -> None:
     ids = sorted(set(envelope_ids))
-    jobs.make_due(tx, ADVANCE, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause, every_seconds=every_seconds)
+    jobs.make_due(
+        tx, decisions.ADVANCE, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause, every_seconds=every_seconds
+    )
 
 
 def _make_statements_due(tx: Tx, events: Sequence[Event[Any]]) -> None:
     ids = sorted({event.data.statement_id for event in events})
     last = events[-1]
     cause = Cause(last.id, last.correlation_id, last.traceparent)
-    jobs.make_due(tx, STATEMENT, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause)
+    jobs.make_due(tx, decisions.STATEMENT, [str(i) for i in ids], [lock_key("funds", i) for i in ids], cause)
 
 
 def _expect(event: Event[Any], found: int) -> None:

@@ -56,7 +56,7 @@ def looked(allocating: Allocating, measure: str, **env: str) -> Process:
 def test_who_is_held_what_is_old_and_what_is_overdue(allocating: Allocating, world: World) -> None:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope, cash = Envelope(), Envelope("CASH_PHYSICAL")
-    allocating.run()
+    allocating.begin()
     allocating.publish(envelope.batch("L1-s1", "L1-s2", "L1-s2", None), envelope.completed())
     allocating.publish(cash.batch("L1-s2"), cash.completed())
     allocating.until_state(envelope, allocated=1, held=3, revision=1)
@@ -106,7 +106,7 @@ def test_who_is_held_what_is_old_and_what_is_overdue(allocating: Allocating, wor
 def test_whoever_is_lost_or_doubled_is_noticed_while_an_envelope_moves(allocating: Allocating, world: World) -> None:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope = Envelope()
-    allocating.run()
+    allocating.begin()
     allocating.publish(envelope.batch("L1-s1", "L1-s2", None), envelope.completed())
     allocating.until_state(envelope, allocated=1, held=2, revision=1)
     allocating.quiet()
@@ -141,7 +141,7 @@ def test_whoever_is_lost_or_doubled_is_noticed_while_an_envelope_moves(allocatin
 def test_what_announcing_waits_for_by_right_is_not_overdue(allocating: Allocating, world: World) -> None:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope = Envelope()
-    allocating.run()
+    allocating.begin()
     allocating.publish(envelope.batch("L1-s1"))
     allocating.until_state(envelope, planned=1)
     allocating.quiet()

@@ -151,6 +151,12 @@ class Allocating:
         names = {name if name.startswith("ALMONER_") else f"ALMONER_ALLOCATION_{name}": text for name, text in settings.items()}
         return self.world.run("allocation", **names)
 
+    def begin(self, **env: str) -> Process:
+        """And it has read PBMS: what comes before that is held, and said so, until it has."""
+        process = self.run(**env)
+        self.world.until(lambda: self.world.sql("allocation", "SELECT 1 FROM reference WHERE taken_at IS NOT NULL"), what="PBMS read")
+        return process
+
     def put(self, *places: Place) -> None:
         for place in places:
             (self.reference.put_warehouse if place.mnemonic.startswith("W") else self.reference.put_agency)(place)

@@ -25,7 +25,7 @@ def test_goods_from_zones_to_places(allocating: Allocating, benefit_type: str) -
     envelope = Envelope(benefit_type)
     first = envelope.batch("L1-s1", "L2-s1", "L2-s2", "L3-s1", None)
     second = envelope.batch("L2-s1", "L1-s1")
-    allocating.run()
+    allocating.begin()
     allocating.publish(first, second)
     allocating.until_state(envelope, planned=5, held=2, state="RECEIVING")
     assert allocating.said() == []  # nobody is told before all are there
@@ -92,7 +92,7 @@ def test_agency_cash_needs_no_warehouse_but_an_account_and_names_everybody(alloc
     allocating.put(agency(11, "L1-s1", account="#ACCOUNT#4711#"), agency(12, "L1-s2"))
     envelope, other = Envelope("CASH_PHYSICAL"), Envelope("CASH_PHYSICAL")
     batch, unfinished = envelope.batch("L1-s1", "L1-s2", None, minor=125_050), other.batch("L1-s1", "L1-s2")
-    allocating.run()
+    allocating.begin()
     allocating.publish(batch, envelope.completed(), unfinished, other.cancelling())
     said = {event.header.envelope_id: event for event in allocating.said(2)}
     one = said[envelope.id]
@@ -111,7 +111,7 @@ def test_capacity_is_never_exceeded_whoever_comes_and_given_back_by_cancelling(a
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1", capacity="15"), agency(12, "L1-s1", "L1-s2", capacity="9.01"))
     envelopes = [Envelope(unit_scale=scale) for scale in (3, 3, 2, 3)]
     batches = [e.batch(*["L1-s1"] * 6, minor=1200 // 10 ** (3 - e.header.unit_scale)) for e in envelopes]
-    replicas = [allocating.run(), allocating.run()]
+    replicas = [allocating.begin(), allocating.run()]
     world.until(lambda: all(replica.ready() for replica in replicas))
     allocating.publish(*batches)
     allocating.quiet()
@@ -139,7 +139,7 @@ def test_capacity_of_cash_is_given_back_once_by_whom_funds_has_cancelled(allocat
     allocating.put(agency(11, "L1-s1", capacity="61", account="#ACCOUNT#4711#"))
     first, anew, early = (Envelope("CASH_PHYSICAL") for _ in range(3))
     one, two = first.batch(*["L1-s1"] * 4, minor=1000), first.batch(*["L1-s1"] * 3, minor=1000)
-    allocating.run()
+    allocating.begin()
     allocating.publish(one, two, first.completed())
     allocating.until_state(first, allocated=6, held=1)
     allocating.publish(anew.batch(*["L1-s1"] * 4, minor=1000), anew.batch(*["L1-s1"] * 3, minor=1000), anew.completed())
@@ -194,7 +194,7 @@ def test_an_event_never_grows_over_its_limit(allocating: Allocating) -> None:
     batch = batch.model_copy(update={"zones": wide})
     assert len(batch.model_dump_json().encode()) < 1_000_000
     envelope.parts = [batch]
-    allocating.run()
+    allocating.begin()
     allocating.publish(batch, envelope.completed())
     allocating.until_state(envelope, allocated=1000)
     allocating.quiet()
@@ -213,7 +213,7 @@ def test_parts_in_any_order_and_twice(allocating: Allocating, order: str) -> Non
     first = envelope.batch("L1-s1", None, None, None)
     parts = {"a": first, "b": envelope.later(first, {"D1-1": "L1-s2", "D1-2": "L1-s1"}, ["D1-3"])}
     allocating.publish(envelope.completed(), parts[order[0]])
-    allocating.run(ALMONER_ALLOCATION_CONSUME_MAX_MESSAGES="1")
+    allocating.begin(ALMONER_ALLOCATION_CONSUME_MAX_MESSAGES="1")
     if order[0] == "b":  # who else is in the batch is not known: nobody is told yet
         allocating.until_state(envelope, planned=2, held=1)
         allocating.quiet()
@@ -238,7 +238,7 @@ def test_totals_are_exact_from_the_cut_to_the_allocation(allocating: Allocating,
     allocating.put(*(warehouse(n + 1, f"Z{n}") for n in range(5)), *(agency(100 + n, zone) for n, zone in enumerate(zones[1:])))
     registries = json.dumps({"default": {"url": allocating.reference.registry_url}})
     world.run("resolution", ALMONER_RESOLUTION_MAPPER_URL="http://127.0.0.1:1", ALMONER_RESOLUTION_REGISTRIES=registries)
-    allocating.run()
+    allocating.begin()
     envelope = Envelope()
     header = {**envelope.header.model_dump(), "target_registry": "farmers"}
     cuts = [cut(people[start : start + 600], number, **header) for number, start in enumerate((0, 600), 1)]

@@ -35,7 +35,7 @@ def test_zones_are_reassigned_before_anybody_is_told(allocating: Allocating, wor
     )
     envelope, cash = Envelope(), Envelope("CASH_PHYSICAL")
     batch = envelope.batch("L1-s1", "L1-s1", "L1-s2", "L1-s3")
-    allocating.run()
+    allocating.begin()
     pause(allocating, "announce")
     allocating.publish(batch, envelope.completed(), cash.batch("L1-s1"), cash.completed())
     allocating.until_state(envelope, planned=3, held=1)
@@ -88,7 +88,7 @@ def test_an_account_that_is_gone_before_anybody_is_told(allocating: Allocating, 
     one, two = agency(11, "L1-s1", account="#ACCOUNT#11#"), agency(12, "L1-s2", capacity="2501", account="#ACCOUNT#12#")
     allocating.put(one, two, agency(13, "L1-s2", capacity="1251", account="#ACCOUNT#13#"))
     envelope = Envelope("CASH_PHYSICAL")
-    allocating.run()
+    allocating.begin()
     pause(allocating, "announce")
     batch = envelope.batch("L1-s1", "L1-s2", "L1-s2", minor=125_000)
     allocating.publish(batch, envelope.batch("L1-s1", minor=100_000), envelope.completed())
@@ -116,14 +116,14 @@ def test_a_delay_is_waited_for(allocating: Allocating) -> None:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope = Envelope()
     allocating.publish(envelope.batch("L1-s1"), envelope.completed())
-    patient = allocating.run(ANNOUNCE_DELAY_SECONDS="86400")
+    patient = allocating.begin(ANNOUNCE_DELAY_SECONDS="86400")
     allocating.until_state(envelope, planned=1, state="ALLOCATING")
     due = "SELECT 1 FROM due WHERE job = 'announce' AND due_at < clock_timestamp() + interval '23 hours'"
     allocating.world.until(lambda: not allocating.world.sql("allocation", due))
     assert patient.stop() == 0
     assert allocating.said() == []
     allocating.world.sql("allocation", "UPDATE due SET due_at = clock_timestamp()")  # a day later, or nearly so
-    allocating.run(ANNOUNCE_DELAY_SECONDS="0.5")
+    allocating.begin(ANNOUNCE_DELAY_SECONDS="0.5")
     allocating.until_state(envelope, allocated=1)
 
 
@@ -136,7 +136,7 @@ def test_a_cancelled_envelope(allocating: Allocating, order: int) -> None:
     events: list[EventData] = [*batches, envelope.cancelling(), *batches, envelope.cancelling()]
     random.Random(order).shuffle(events)
     allocating.publish(*events)
-    allocating.run(ALMONER_ALLOCATION_CONSUME_MAX_MESSAGES="2")
+    allocating.begin(ALMONER_ALLOCATION_CONSUME_MAX_MESSAGES="2")
     [answer] = allocating.facts(allocation.GoodsCancelled, 1)
     assert (answer.cancelled, answer.already_announced) == (12, 0)
     assert answer.cancelled_minor == sum(envelope.everybody.values())
@@ -153,7 +153,7 @@ def test_cancelled_after_some_were_told(allocating: Allocating) -> None:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope = Envelope()
     first = envelope.batch("L1-s1", "L1-s2", None)
-    allocating.run()
+    allocating.begin()
     allocating.publish(first, envelope.completed())
     allocating.until_state(envelope, allocated=1, held=2, revision=1)
     allocating.publish(envelope.cancelling())
@@ -173,7 +173,7 @@ def test_single_people_are_cancelled_known_or_not(allocating: Allocating, world:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope = Envelope()
     told, planned = Envelope(), envelope.batch("L1-s1", "L1-s1", "L1-s2", None, "L1-s1")
-    allocating.run()
+    allocating.begin()
     allocating.publish(told.batch("L1-s1", "L1-s1"), told.completed())
     allocating.until_state(told, allocated=2)
     allocating.publish(told.cancelling_people("D1-0", "D9-9"))
@@ -204,7 +204,7 @@ def test_single_people_are_cancelled_known_or_not(allocating: Allocating, world:
 def test_nothing_overtakes_a_lost_message(allocating: Allocating, world: World) -> None:
     allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
     envelope, other = Envelope(), Envelope()
-    allocating.run()
+    allocating.begin()
     headers = {"ce_specversion": "1.0", "ce_id": "lost", "ce_source": "test", "ce_correlationid": str(envelope.id)}
     kind = {"ce_type": "almoner.ingestion.DisbursementsCancelling.v1"}
     world.publish_raw(ENVELOPES, b"x", b'{"whom": "the part that says it is lost"}', headers | kind)
@@ -231,7 +231,7 @@ def test_what_breaks_its_contract_is_set_aside(allocating: Allocating, world: Wo
         update={"header": good.header.model_copy(update={"benefit_type": "CASH_PHYSICAL", "currency": "ZZZ"})}
     )
     allocating.publish(twice, wrong, moved, digital, unknown, good)
-    allocating.run()
+    allocating.begin()
     row = allocating.until_state(envelope, arrived=2)
     assert row.held == 2
     letters = world.sql("allocation", "SELECT code FROM ops_dead_letters ORDER BY 1")
