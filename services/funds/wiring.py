@@ -16,7 +16,7 @@ from services.funds.adapters.example_bank import ExampleBank
 from services.funds.adapters.full_bank import FullBank
 from services.funds.calls import Block, Check, Dispatch, Release
 from services.funds.config import Settings
-from services.funds.decisions import Decisions, settle_exceptions
+from services.funds.decisions import ADVANCE, STATEMENT, Decisions, settle_exceptions
 from services.funds.gauges import read_books, read_money
 from services.funds.handlers import Handlers
 from services.funds.orders import Orders
@@ -66,6 +66,6 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
         ),
         callouts=[*calls, orders, Queries(banks)],
         after_restore=calls,  # statements may be asked for, and what became of a list: they tell what was paid
-        jobs=[Job(decisions.ADVANCE, decisions.advance), Job(decisions.STATEMENT, decisions.close_statement)],
+        jobs=[Job(ADVANCE, decisions.advance), Job(STATEMENT, decisions.close_statement)],
         measures=[Measure("money", settings.money_seconds, read_money), Measure("books", settings.books_seconds, read_books)],
     )
