@@ -379,7 +379,7 @@ def test_no_body_breaks_the_parser(content: bytes) -> None:
     assert isinstance(read(content), dict | NotSent | MaybeDone)
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(header=JSON | st.fixed_dictionaries({"status": JSON}), message=JSON, items=st.lists(ITEMS, max_size=5))
 def test_no_answer_breaks_the_parser(header: Any, message: Any, items: list[Any]) -> None:
     for body in (
