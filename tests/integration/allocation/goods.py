@@ -154,7 +154,9 @@ class Allocating:
     def begin(self, **env: str) -> Process:
         """And it has read PBMS: what comes before that is held, and said so, until it has."""
         process = self.run(**env)
-        self.world.until(lambda: self.world.sql("allocation", "SELECT 1 FROM reference WHERE taken_at IS NOT NULL"), what="PBMS read")
+        self.world.until(
+            lambda: self.world.sql("allocation", "SELECT 1 FROM reference WHERE taken_at IS NOT NULL"), what="PBMS read"
+        )
         return process
 
     def put(self, *places: Place) -> None:
