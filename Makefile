@@ -31,16 +31,18 @@ check: setup ## Style, types, import rules, fast tests (generated files among th
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/lint-imports --no-logo
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit rules
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types rules unit
 
 types: setup
 	$(run) mypy
 
-unit: setup
-	$(run) pytest -q tests/unit
-
+# Each takes about as long as the types, so two cores are busy to the end.
+heavy := tests/unit/resolution/ tests/unit/common/
 rules: setup
-	$(run) pytest -q tests/contract tests/architecture
+	$(run) pytest -q tests/contract tests/architecture $(heavy)
+
+unit: setup
+	$(run) pytest -q $(filter-out $(heavy) %__pycache__/,$(wildcard tests/unit/*/))
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
 	$(run) pytest tests -n 4 --dist loadgroup
