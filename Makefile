@@ -31,18 +31,18 @@ check: setup ## Style, types, import rules, fast tests (generated files among th
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/lint-imports --no-logo
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types rules unit
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit rules
 
 types: setup
 	$(run) mypy
 
-# Each takes about as long as the types, so two cores are busy to the end.
-heavy := tests/unit/resolution/ tests/unit/common/
+# With the types as long as the others, so that two cores are busy to the end.
+quick := tests/unit/allocation/ tests/unit/common/ tests/unit/deploy/
 rules: setup
-	$(run) pytest -q tests/contract tests/architecture $(heavy)
+	$(run) pytest -q tests/contract tests/architecture $(quick)
 
 unit: setup
-	$(run) pytest -q $(filter-out $(heavy) %__pycache__/,$(wildcard tests/unit/*/))
+	$(run) pytest -q $(filter-out $(quick) %__pycache__/,$(wildcard tests/unit/*/))
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
 	$(run) pytest tests -n 4 --dist loadgroup
