@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 from libs.local.process import LIBC, PR_SET_PDEATHSIG
 from libs.local.supervisor import ROOT
 
+# Nobody meets a stranger by TLS here, and to read whom the world trusts costs each process 40 ms.
+_NO_STRANGERS = {"SSL_CERT_FILE": "", "SSL_CERT_DIR": os.devnull}
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.support.libraries"])
 
@@ -26,7 +28,8 @@ def start(module: str, argv: Sequence[str], env: Mapping[str, str], out: Path, e
     """Run `python -m MODULE ARGV`, with this environment beside the session's; what it prints is appended to `out`, and what goes to
     standard error to `err` where that is given."""
     files = str(out), str(err or out)
-    child = _server.Process(target=_run, args=(module, list(argv), {**os.environ, **env}, files))
+    environment = {**os.environ, **_NO_STRANGERS, **env}
+    child = _server.Process(target=_run, args=(module, list(argv), environment, files))
     child.start()
     return child
 

@@ -12,12 +12,16 @@ if sys.platform == "linux":  # else it would live as long as its children do, an
 
 for name in (
     "anyio._backends._asyncio",
-    "confluent_kafka",
+    "concurrent.futures.thread",
+    "confluent_kafka.admin",
     "cronsim",
     "cryptography.hazmat.primitives.ciphers.aead",
+    "email.policy",
     "httpcore",
     "httpx",
     "jinja2.sandbox",
+    "joserfc.jwk",
+    "joserfc.jws",
     "mt940",
     "prometheus_client",
     "psycopg2.extras",
@@ -27,7 +31,9 @@ for name in (
     "rich.progress",
     "rich.table",
     "python_multipart",
+    "smtplib",
     "sqlalchemy.dialects.postgresql.psycopg2",
+    "sqlite3",
     "starlette.applications",
     "structlog",
     "typer.main",
@@ -35,7 +41,11 @@ for name in (
     "uvicorn.loops.asyncio",
     "uvicorn.protocols.http.h11_impl",
     "zstandard",
+    "libs.common.config",
     "libs.common.contracts.registry",  # models by the hundred, which are half of what starting a service costs
+    "libs.common.db",
+    "libs.common.kafka",
+    "libs.common.seal",
 ):
     import_module(name)
 
