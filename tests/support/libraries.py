@@ -41,12 +41,13 @@ for name in (
     "uvicorn.loops.asyncio",
     "uvicorn.protocols.http.h11_impl",
     "zstandard",
-    "libs.common.config",
     "libs.common.contracts.registry",  # models by the hundred, which are half of what starting a service costs
     "libs.common.db",
     "libs.common.kafka",
     "libs.common.seal",
 ):
     import_module(name)
+
+assert "libs.common.crash" not in sys.modules  # which reads as it is imported where the new process is to die
 
 gc.freeze()  # or each process would copy all pages of these objects when it first collects
