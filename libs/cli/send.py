@@ -252,8 +252,10 @@ def in_portions(items: list[T], rate: float | None) -> Iterator[list[T]]:
 
 def send_command(views: Views, service: str, key: str, command: Command, wait_seconds: float = 20.0) -> int:
     """Send a command and wait for its audit row; returns how many rows it touched. Raises Refused."""
+    name, letters = f"{service}.commands.v1", f"FROM {service}.ops_dead_letters WHERE topic = %(topic)s"
+    last = views.one(f"SELECT coalesce(max(id), 0) AS id {letters}", topic=name).id
     publisher = Publisher()
-    command_id = publisher.command(f"{service}.commands.v1", key, command)
+    command_id = publisher.command(name, key, command)
     publisher.flush()
     until = time.monotonic() + wait_seconds
     while time.monotonic() < until:
@@ -263,11 +265,8 @@ def send_command(views: Views, service: str, key: str, command: Command, wait_se
                 raise Refused(f"{service} {row.detail.partition('; {')[0]}")
             return int(row.affected)
         time.sleep(0.1)
-    refused = views.one(
-        f"SELECT message FROM {service}.ops_dead_letters WHERE topic = %(topic)s ORDER BY id DESC LIMIT 1",
-        topic=topic(f"{service}.commands.v1"),
-    )
-    hint = f"; its last dead letter says: {refused.message}" if refused else ""
+    refused = views.one(f"SELECT message {letters} AND id > %(last)s ORDER BY id LIMIT 1", topic=name, last=last)
+    hint = f"; a dead letter came instead, which says: {refused.message}" if refused else ""
     raise Refused(
         f"{service} has not carried out the command within {wait_seconds:.0f} s (it will, once it runs: "
         f"command {command_id}){hint}"

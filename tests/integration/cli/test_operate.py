@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from threading import Timer
 
 import pytest
 
+from libs.cli.context import Refused, Views
+from libs.cli.send import send_command
 from libs.common.contracts.ingestion import BatchCut
+from libs.common.contracts.operator import Command, PauseStage
 from libs.common.contracts.scheduler import Tick
 from libs.local.supervisor import ROOT
 from tests.integration.cli.conftest import Almoner
@@ -69,6 +73,24 @@ def test_dead_letters_are_listed_read_published_again_and_given_up(alone: Almone
         ("DiscardDeadLetters", "a test", 1),
         ("RedriveDeadLetters", "redriven by an operator", 1),
     ]
+
+
+def test_a_command_that_is_set_aside_says_with_which_fault(
+    alone: Almoner, resolution: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a later release than the service's would be; what was set aside before it is no answer."""
+    world = alone.world
+    publish_broken(world, "one")
+    world.until(lambda: letters_of(world))
+    for name, value in world.env.items():
+        monkeypatch.setenv(name, value)
+
+    class Later(Command):
+        TYPE = PauseStage.TYPE  # and does not say which
+
+    views = Views()
+    with closing(views), pytest.raises(Refused, match=r"a dead letter came instead, which says: .*stage"):
+        send_command(views, "resolution", "x", Later(who="ops", why="test"), wait_seconds=6)
 
 
 def test_what_cannot_be_meant_is_refused(alone: Almoner, resolution: Process) -> None:
