@@ -1,5 +1,6 @@
 """A caller that is frozen beyond its lease while a replica takes over: paid once, and what it does when it wakes is refused."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from libs.common.contracts import operator
 from libs.local.client import BankAdmin, Profile
-from tests.faults.bookkeeping import LIMITS, command, idle, unknown
+from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
 from tests.faults.stories import Story, Teller, Told
 from tests.support.money import Payout
 from tests.support.process import Process
@@ -24,13 +25,16 @@ PROFILES: tuple[Profile, ...] = ("full", "example")
 
 
 class Frozen:
-    """One envelope of two batches, a caller that freezes with a dispatch in flight, a replica that goes on."""
+    """One envelope of two batches, a caller that freezes with a call in flight, a replica that goes on."""
 
-    def __init__(self, profile: Profile, world: World, bank: BankAdmin, **env: str) -> None:
+    def __init__(
+        self, profile: Profile, world: World, bank: BankAdmin, kind: str = "dispatch", unresolved: int = 0, /, **env: str
+    ) -> None:
         self.world = world
         self.bank = bank
+        self.kind = kind
         self.payout = Payout(world, bank, profile)
-        self.payout.batch(PEOPLE)
+        self.payout.batch(PEOPLE, unresolved=unresolved)
         self.payout.batch(PEOPLE)
         self.env = {**self.payout.env, **LIMITS, **PATIENT}
         self.payout.publish_all()
@@ -38,21 +42,20 @@ class Frozen:
         self.tokens: set[str] = set()
 
     def attempts(self) -> list[Any]:
-        return self.world.sql("funds", "SELECT * FROM attempts WHERE kind = 'dispatch' ORDER BY subject, attempt")
+        return self.world.sql("funds", "SELECT * FROM attempts WHERE kind = %(kind)s ORDER BY subject, attempt", kind=self.kind)
 
-    def requests(self) -> dict[str, int]:
-        """Attempt of ours -> how often the bank has received a request to pay from it."""
-        sent: dict[str, int] = {}
-        for request in self.bank.requests():
-            if request["path"].endswith("/initiate_payment"):
-                sent[request["request_id"]] = sent.get(request["request_id"], 0) + 1
-        return sent
+    def requests(self) -> set[str]:
+        """The attempts of ours from which the bank has received a request."""
+        return {request["request_id"] for request in self.bank.requests()}
 
-    def taken_over(self) -> Story:
+    def replaced(self) -> None:
         """From here the caller does nothing; what it has claimed is known by its lease tokens."""
         self.tokens = {str(row.lease_token) for row in self.attempts() if row.finished_at is None}
         assert self.tokens
         self.replica: Process = self.world.run("funds", **self.env)
+
+    def taken_over(self) -> Story:
+        self.replaced()
         yield lambda: sum(self.payout.position().get(name, 0) for name in ("unknown", "outstanding")) == 2 * PEOPLE
         self.payout.assert_balanced()
         assert max(self.payout.ledger().values(), default=1) == 1
@@ -64,8 +67,18 @@ class Frozen:
         yield lambda: all(row.finished_at for row in self.attempts())
         assert {str(row.lease_token) for row in self.attempts() if row.late} == self.tokens
         yield lambda: len(self.caller.logged("late settle refused")) == len(self.tokens)
-        assert self.caller.metric("almoner_late_settles_total", kind="dispatch") == len(self.tokens)
+        assert self.caller.metric("almoner_late_settles_total", kind=self.kind) == len(self.tokens)
         assert self.payout.position() == before
+
+    def never_sends(self) -> Story:
+        """Nor has it, when it wakes, and says so."""
+        assert not self.tokens & self.requests()
+        yield from self.wakes()
+        assert not self.tokens & self.requests()
+        late = [row for row in self.attempts() if row.late]
+        assert {row.outcome for row in late} == {"NotSent"}
+        # It looked at the clock in time; another thread may have begun to connect in the moment in which the process stopped.
+        assert "LEASE_LOST" in {row.code for row in late} <= {"LEASE_LOST", "NOT_REACHED"}
 
     def ends(self) -> Story:
         """Everybody is paid once in the end, whatever had to be asked for that."""
@@ -88,28 +101,51 @@ class Frozen:
         assert self.replica.alive
 
 
+def stopped_at(kind: str, mark: Path) -> dict[str, str]:
+    """Between claim and call."""
+    return {
+        "ALMONER_CRASH_AT": "call.after_claim",
+        "ALMONER_CRASH_KIND": kind,
+        "ALMONER_CRASH_SIGNAL": "SIGSTOP",
+        "ALMONER_CRASH_MARK": str(mark),
+    }
+
+
 def after_claim(profile: Profile, world: World, bank: BankAdmin, folder: Path) -> Story:
     """Frozen between claim and call: the woken process must not send."""
     mark = folder / "mark"
-    frozen = Frozen(
-        profile,
-        world,
-        bank,
-        ALMONER_CRASH_AT="call.after_claim",
-        ALMONER_CRASH_KIND="dispatch",
-        ALMONER_CRASH_SIGNAL="SIGSTOP",
-        ALMONER_CRASH_MARK=str(mark),
-    )
+    frozen = Frozen(profile, world, bank, **stopped_at("dispatch", mark))
     yield mark.exists
     yield from frozen.taken_over()
-    assert not frozen.tokens & frozen.requests().keys()
-    yield from frozen.wakes()
-    assert not frozen.tokens & frozen.requests().keys()
-    late = [row for row in frozen.attempts() if row.late]
-    assert {row.outcome for row in late} == {"NotSent"}
-    # It looked at the clock in time; another thread may have begun to connect in the moment in which the process stopped.
-    assert "LEASE_LOST" in {row.code for row in late} <= {"LEASE_LOST", "NOT_REACHED"}
+    yield from frozen.never_sends()
     yield from frozen.ends()
+
+
+def money_after_claim(kind: str, profile: Profile, world: World, bank: BankAdmin, folder: Path) -> Story:
+    """The same for a check, a block and a release: the bank holds and gives back each sum once."""
+    mark, unresolved = folder / "mark", 2 if kind == "release" else 0
+    frozen = Frozen(profile, world, bank, kind, unresolved, **stopped_at(kind, mark))
+    payout, live = frozen.payout, 2 * PEOPLE - unresolved
+    if kind == "release":
+        yield lambda: payout.position().get("outstanding") == live and idle(world)
+        command(world, operator.ReleaseRequested, envelope_id=payout.envelope_id, expected=unresolved)
+    yield mark.exists
+    frozen.replaced()
+    if (kind, profile) == ("block", "example"):
+        yield lambda: payout.position()["state"] == "BLOCK_UNKNOWN"
+        [row] = unknown(world)
+        fields = {"kind": "block", "subject": row.subject, "outcome": "did_not_happen"}
+        command(world, operator.SettleUnknown, **fields, evidence="the bank's books")
+        yield lambda: payout.position()["state"] == "SHORT"
+        tick(world)
+    yield lambda: payout.position().get("outstanding") == live and idle(world)
+    yield from frozen.never_sends()
+    total = sum(item.amount_minor for item in payout.items())
+    given_up = sum(item.amount_minor for batch in payout.batches for item in batch.unresolved)
+    [block] = bank.blocks(profile, payout.account)
+    assert (block["amount_minor"], block["released_minor"]) == (total, given_up)
+    payout.assert_balanced()
+    assert len(payout.ledger()) == live == sum(payout.ledger().values())
 
 
 def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
@@ -128,7 +164,7 @@ def request_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Pa
     """The bank acts on the first request after the lease has ended: "not found" was no proof, the key was."""
     bank.add_fault("late_before", profile=profile, path="/initiate_payment", seconds=16)
     frozen = Frozen(profile, world, bank)
-    yield frozen.requests
+    yield lambda: [request for request in bank.requests() if request["path"].endswith("/initiate_payment")]
     frozen.caller.freeze()
     bank.delete_faults()
     assert frozen.payout.ledger() == {}
@@ -140,7 +176,10 @@ def request_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Pa
     yield from frozen.ends()
 
 
-WAYS = {"after claim": after_claim, "answer is late": answer_is_late, "request is late": request_is_late}
+WAYS = {"after claim": after_claim, "answer is late": answer_is_late, "request is late": request_is_late} | {
+    f"{kind}, after claim": partial(money_after_claim, kind) for kind in ("check", "block", "release")
+}
+CASES = [(way, profile) for way in WAYS for profile in PROFILES if (way, profile) != ("release, after claim", "example")]
 
 
 def stories(_bank: BankAdmin) -> dict[str, Teller]:
@@ -152,9 +191,9 @@ def stories(_bank: BankAdmin) -> dict[str, Teller]:
 
         return story
 
-    return {f"{way}, {profile}": teller(way, profile) for way in WAYS for profile in PROFILES}
+    return {f"{way}, {profile}": teller(way, profile) for way, profile in CASES}
 
 
-@pytest.mark.parametrize("story", [f"{way}, {profile}" for way in WAYS for profile in PROFILES])
+@pytest.mark.parametrize("story", [f"{way}, {profile}" for way, profile in CASES])
 def test_frozen_beyond_its_lease(story: str, ended: Told) -> None:
     ended.well()
