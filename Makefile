@@ -1,8 +1,9 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-goods bench bench-replicas check types unit rules test mutants docs transcript golden locks
+.PHONY: help setup demo demo-goods bench bench-replicas compare check types unit rules test mutants docs transcript golden locks
 N ?= 100000
 KIND ?= cash
+CASE ?= plain
 
 run := .venv/bin/python -m
 # Some machines forbid it everywhere; here a thousand short processes would each compile all modules anew.
@@ -26,6 +27,10 @@ bench: ## Measure N disbursements (N=100000; KIND=cash or goods) on a stack of i
 bench-replicas: N = 4000
 bench-replicas: ## Two replicas against one, with simulators that answer after 200 ms; the last line is JSON.
 	@./almoner bench $(N) --replicas
+
+compare: N = 1000
+compare: setup ## Measure N disbursements through a G2P Bridge (N=1000; CASE as in docs/compare.md); the last line is JSON.
+	@$(run) docs.compare.bridge $(N) --case $(CASE)
 
 check: setup ## Style, types, import rules, fast tests (generated files among them): under a minute.
 	.venv/bin/ruff check --quiet
@@ -66,3 +71,6 @@ locks: setup ## Lock every dependency group with hashes.
 	@for group in common ingestion resolution funds allocation scheduler notifications local dev; do \
 		.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group $$group -o requirements/$$group.lock; \
 	done
+	@# Without a backport for Python 3.3, and without what psycopg2-binary stands for.
+	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-package asyncio \
+		--no-emit-package psycopg2 requirements/bridge.in -o requirements/bridge.lock
