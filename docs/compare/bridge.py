@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from libs.cli.usage import Usage
 from libs.local import postgres
 from libs.local.client import BankAdmin, MapperAdmin, Profile
-from libs.local.stack import KAFKA_VARIABLE, Stack, StackError, owned, start_simulator, tail
+from libs.local.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Stack, StackError, owned, start_simulator, tail
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements" / "bridge.lock"
@@ -41,7 +41,7 @@ PYTHON = HOME / "bin" / "python"
 
 CASES = {
     "plain": "as its images are started; the bank states what it booked 150 ms ago, as in `make bench`",
-    "kind": "only warnings are logged, and the bank states all at once when all are paid",
+    "kind": "the bridge logs only warnings, and the bank states all at once when all are paid",
     "unknown-person": "the mapper does not know the fourth person",
     "same-person": "the eighth disbursement is for the fourth person as well",
     "lost-payment": "the bank takes the first list of payments, and its answer is lost",
@@ -73,6 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     install()
     os.environ[KAFKA_VARIABLE] = "none"  # the bridge needs no broker, so none takes its share of the machine
+    os.environ.pop(DATABASE_VARIABLE, None)  # its tables belong into no database but the stack's own
     try:
         with owned(name="bridge") as stack, Bridge.started(stack, arguments.case) as bridge:
             result = bridge.measure(arguments.count)
@@ -87,13 +88,14 @@ def install() -> None:
     if stamp.exists() and filecmp.cmp(LOCK, stamp, shallow=False):
         return
     say(f"installing the locked release of the bridge into {HOME.relative_to(ROOT)} …")
-    uv, pip = Path(sys.executable).with_name("uv"), [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    uv, pip = Path(sys.executable).with_name("uv"), ["python3", "-m", "pip", "config", "get", "global.index-url"]
     # uv does not read pip's configuration; where a mirror stands in it, both use the mirror.
     mirror = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL")
     mirror = mirror or subprocess.run(pip, capture_output=True, text=True, check=False).stdout.strip()
     env = {**os.environ, **({"UV_DEFAULT_INDEX": mirror} if mirror else {})}
+    python = sys.executable if sys.version_info < (3, 13) else "3.12"  # the release's own pins have no wheels for later ones
     shutil.rmtree(HOME, ignore_errors=True)
-    subprocess.run([uv, "venv", "--quiet", "--no-project", "--python", sys.executable, HOME], check=True)
+    subprocess.run([uv, "venv", "--quiet", "--no-project", "--python", python, HOME], check=True)
     options = ["--quiet", "--compile-bytecode", "--no-deps", "--require-hashes"]  # all that is needed is in the lock
     subprocess.run([uv, "pip", "install", *options, "--python", PYTHON, "-r", LOCK], check=True, env=env)
     shutil.copy(LOCK, stamp)
