@@ -149,7 +149,7 @@ def check(
 
 def test_statements_of_addresses(world: World, database: Database, count: Count) -> None:
     few = [cut([f"{world.name}-{i}" for i in range(4)], n) for n in (1, 2)]
-    many = [cut([f"{world.name}-{i}" for i in range(1000)], n, few[1].header.envelope_id) for n in range(3, 11)]
+    many = [cut([f"{world.name}-{i}" for i in range(1000)], n, few[1].header.envelope_id) for n in range(3, 103)]
     costs = check(database, Resolve(HalfKnown(), SEALER, OUTBOX), count, few, many)
     assert costs["call"] == 0
 
@@ -167,7 +167,7 @@ def test_statements_of_zones(world: World, database: Database, registry: Registr
     else:
         take(database, [person(one, number) for number, one in enumerate(people) if number % 2])
     few = [goods(people[:4], n) for n in (1, 2)]
-    many = [goods(people, n, few[1].header.envelope_id) for n in range(3, 11)]
+    many = [goods(people, n, few[1].header.envelope_id) for n in range(3, 103)]
     costs = check(database, Locate(registries[source], SEALER, OUTBOX), count, few, many)
     assert costs["call"] == {"database": 1, "topic": 3}[source]  # the look-up; our own database is told of a transaction, too
 
