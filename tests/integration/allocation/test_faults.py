@@ -197,7 +197,7 @@ def test_statements_are_the_same_for_two_people_and_for_a_hundred_thousand(
     world.until(lambda: len(world.sql("allocation", "SELECT 1 FROM ops_places")) == 41)
     allocating.quiet()
     assert process.stop() == 0
-    hands = Hands(allocating, max_chunk_batches=100)
+    hands = Hands(allocating, max_chunk_batches=200)
     with statements(stack, (world.name, "almoner_allocation")) as count:
 
         def life(batches: int, people: int) -> dict[str, int]:

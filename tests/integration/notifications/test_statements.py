@@ -113,7 +113,7 @@ class Life:
 
 
 @pytest.mark.parametrize(
-    ("channel", "sizes"), [("novu", [(1, 2), (1, 1000), (20, 100)]), ("none", [(1, 2), (1, 1000), (100, 1000)])]
+    ("channel", "sizes"), [("novu", [(1, 2), (1, 1000), (20, 100)]), ("none", [(1, 2), (1, 1000), (34, 1000)])]
 )
 def test_statements_are_the_same_whatever_the_number_of_people_and_batches(
     world: World, novu: NovuAdmin, mail: MailAdmin, count: Count, channel: Literal["novu", "none"], sizes: list[tuple[int, int]]
