@@ -10,7 +10,6 @@ import pytest
 
 from libs.common import workqueue
 from libs.common.clock import utc_now
-from libs.common.config import ServiceSettings
 from libs.common.consumer import Fold, Limits
 from libs.common.contracts.base import EventData
 from libs.common.db import Database
@@ -37,7 +36,7 @@ def count(stack: Addresses, world: World) -> Iterator[Count]:
 class Life:
     """Batches of goods and of cash, told of step by step in this process; `costs` is what each step has cost."""
 
-    def __init__(self, world: World, settings: ServiceSettings, count: Count) -> None:
+    def __init__(self, world: World, settings: Settings, count: Count) -> None:
         self.world, self.count = world, count
         self.told = settings.beneficiary_channel != "none"
         self.costs: dict[str, set[int]] = {}
