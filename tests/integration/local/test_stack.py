@@ -56,6 +56,9 @@ time.sleep(600)
 """
 
 
+shared = pytest.mark.xdist_group(__name__)  # one stack for all whom any stack serves
+
+
 @pytest.fixture(autouse=True)
 def _embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests are about the embedded stack, whatever the environment offers to others."""
@@ -162,6 +165,7 @@ def test_killed_supervisor_takes_everything_along() -> None:
     assert not stack.data_dir.exists()
 
 
+@shared
 def test_broker_takes_large_messages_and_serves_consumer_groups(stack: Stack) -> None:
     broker: dict[str, str | int | float | bool] = {"bootstrap.servers": stack.addresses.kafka}
     admin = AdminClient(broker)
@@ -181,6 +185,7 @@ def test_broker_takes_large_messages_and_serves_consumer_groups(stack: Stack) ->
         consumer.close()
 
 
+@shared
 def test_database_is_durable_and_complete(stack: Stack) -> None:
     url = stack.addresses.database_url
     assert postgres.durability(url) == {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
@@ -190,6 +195,7 @@ def test_database_is_durable_and_complete(stack: Stack) -> None:
     value(url, "CREATE EXTENSION btree_gist")
 
 
+@shared
 def test_undurable_database_is_refused(stack: Stack) -> None:
     url = stack.addresses.database_url
     value(url, "ALTER DATABASE almoner SET synchronous_commit = off")
@@ -200,6 +206,7 @@ def test_undurable_database_is_refused(stack: Stack) -> None:
         value(url, "ALTER DATABASE almoner RESET synchronous_commit")
 
 
+@shared
 def test_killed_child_starts_again_with_its_data(stack: Stack) -> None:
     url = stack.addresses.database_url
     value(url, "CREATE TABLE survivor AS SELECT 42 AS answer")
@@ -213,6 +220,7 @@ def test_killed_child_starts_again_with_its_data(stack: Stack) -> None:
     assert next(process["restarts"] for process in state["processes"] if process["name"] == "database") >= 1
 
 
+@shared
 def test_crash_loop_backs_off_and_is_counted(stack: Stack) -> None:
     stack.start("crasher", [sys.executable, "-c", "print('again'); raise SystemExit(3)"])
     until(lambda: stack.log("crasher").read_text().count("again") >= 3, "no restarts")
@@ -227,6 +235,7 @@ def test_crash_loop_backs_off_and_is_counted(stack: Stack) -> None:
     assert stack.log("crasher").read_text().count("again") == lives, "stopped means stopped"
 
 
+@shared
 def test_stop_asks_first_and_kill_does_not(stack: Stack) -> None:
     stack._start("stubborn", STUBBORN, {}, stop_limit_seconds=0.5)
     until(lambda: "ready" in stack.log("stubborn").read_text(), "it did not start")
@@ -241,6 +250,7 @@ def test_stop_asks_first_and_kill_does_not(stack: Stack) -> None:
     assert pid_of(stack, "stubborn") is None
 
 
+@shared
 def test_services_get_the_addresses(stack: Stack) -> None:
     show = [sys.executable, "-c", "import os, time; print(dict(os.environ), flush=True); time.sleep(600)"]
     stack.start("show", show, env={"ALMONER_TEST_NAME": "given"})
@@ -251,11 +261,13 @@ def test_services_get_the_addresses(stack: Stack) -> None:
     assert stack.addresses.database_url in shown
 
 
+@shared
 def test_unknown_program_is_reported(stack: Stack) -> None:
     with pytest.raises(StackError, match="no-such-program"):
         stack.start("missing", ["no-such-program"])
 
 
+@shared
 def test_environment_wins(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALMONER_KAFKA_BOOTSTRAP_SERVERS", stack.addresses.kafka)
     monkeypatch.setenv("DATABASE_URL", stack.addresses.database_url)
@@ -291,6 +303,7 @@ def test_detached_stack_lives_until_down_and_remembers(tmp_path: Path) -> None:
     assert not socket_folder(data_dir).exists()
 
 
+@shared
 def test_a_taken_port_is_replaced(stack: Stack) -> None:
     assert stack.free_port("one") == stack.free_port("one")
     assert stack.free_port("one") != stack.free_port("two")
