@@ -334,13 +334,29 @@ def amend(
     print(f"{name} is amended")
 
 
-def submit_statement(path: Path, url: str | None, token: str | None) -> None:
-    """Hand a bank's statement file to ingestion over HTTP."""
-    import httpx
-
+def submit_statement(path: Path, url: str | None, token: str | None, who: str | None, why: str, yes: bool) -> None:
+    """Hand a bank's statement file to ingestion over HTTP, and say by a command who did it and why."""
     if not path.is_file():
         raise Usage(f"there is no file {path}")
     url, token = statement_door(url, token)
+    with Views() as views:
+        confirm(f"Hand in {path.name} ({path.stat().st_size:,} bytes)?", yes)
+        answer = _through_the_door(path, url, token)
+        try:
+            told = [(kind, one["code"], one["message"]) for kind in ("rejected", "warnings") for one in answer[kind]]
+            command = operator.HandInStatement(who=who_am_i(who), why=why, file_id=answer["file_id"], file=path.name)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(f"{url} is not ingestion's door: {printable(str(answer)[:200])}") from error
+        touched = send_command(views, "ingestion", str(command.file_id), command)
+    print(f"{path.name} taken: {plural(touched, 'statement')}")
+    for kind, code, message in told:  # each of them: a gap that nobody reads of is never closed
+        print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
+
+
+def _through_the_door(path: Path, url: str, token: str) -> Any:
+    """What the door says of a file that it has taken, as JSON."""
+    import httpx
+
     try:
         with path.open("rb") as file:
             answer = httpx.post(
@@ -357,12 +373,9 @@ def submit_statement(path: Path, url: str | None, token: str | None) -> None:
     if not answer.is_success:
         raise Refused(f"ingestion refused the file ({answer.status_code}): {answer.text.strip()[:500]}")
     try:
-        told = [(kind, one["code"], one["message"]) for kind in ("rejected", "warnings") for one in answer.json()[kind]]
-    except (ValueError, KeyError, TypeError) as error:
+        return answer.json()
+    except ValueError as error:
         raise Refused(f"{url} is not ingestion's door: {printable(answer.text.strip()[:200])}") from error
-    print(f"{path.name} taken")
-    for kind, code, message in told:  # each of them: a gap that nobody reads of is never closed
-        print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
 
 
 def request_statement(sponsor: str, who: str | None, why: str, yes: bool) -> None:

@@ -290,18 +290,22 @@ def _envelope_file(path: Path | None) -> dict[str, Any]:
     "submit",
     epilog=examples(
         "statement submit statement.sta",
-        "statement submit statement.sta --url https://almoner.example/statements --token TOKEN",
+        'statement submit statement.sta --why "their call-back was down on Friday" --yes',
+        "statement submit statement.sta --url https://almoner.example/statements --token TOKEN --yes",
     ),
 )
 def statement_submit(
     file: Annotated[Path, typer.Argument(help="MT940")],
     url: Annotated[str | None, typer.Option(help="of ingestion's door for statements")] = None,
     token: Annotated[str | None, typer.Option(help="the bank's token")] = None,
+    why: Why = "handed in by an operator",
+    who: Who = None,
+    yes: Yes = False,
 ) -> None:
     """Hand a bank's statement to ingestion."""
     from libs.cli.act import submit_statement
 
-    submit_statement(file, url, token)
+    submit_statement(file, url, token, who, why, yes)
 
 
 @statements.command(

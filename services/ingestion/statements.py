@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 from uuid import UUID
 
+from libs.common.commands import CommandRefused
 from libs.common.contracts import ingestion as c
 from libs.common.contracts.base import CHUNK_ITEMS, derived_id, totals
+from libs.common.contracts.operator import HandInStatement
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.db import Tx, lock_key
-from libs.common.envelope import Cause
+from libs.common.envelope import Cause, Event
 from libs.common.jobs import make_due
 from libs.common.log import get
 from libs.common.outbox import Outbox, Outgoing, outgoing
@@ -108,6 +110,13 @@ class Statements:
         """The same for one file, whose short statements are read at once: nobody waits for the job then, and nothing is
         opened again that was only just sealed."""
         return self.receive(tx, [incoming], RUN_CHUNKS)[0]
+
+    def handed_in(self, tx: Tx, event: Event[HandInStatement]) -> int:
+        """An operator's word on a file that came through the door; how many statements are in it."""
+        found = store.statements_of(tx, event.data.file_id)
+        if not found:
+            raise CommandRefused(f"no file {event.data.file_id} is stored: hand it in again")
+        return found
 
     def _store_pieces(self, tx: Tx, files: Sequence[File]) -> None:
         pieces: list[tuple[UUID, int, bytes]] = []

@@ -418,6 +418,11 @@ def add_files(tx: Tx, files: Sequence[tuple[UUID, str, int]]) -> set[UUID]:
     return {row.file_id for row in rows}
 
 
+def statements_of(tx: Tx, file_id: UUID) -> int:
+    """How many statements a file has."""
+    return int(tx.one("SELECT count(*) AS n FROM statements WHERE file_id = %(id)s", id=file_id).n)
+
+
 def add_pieces(tx: Tx, pieces: Sequence[tuple[UUID, int, bytes]]) -> None:
     """Insert (file id, number, sealed bytes)."""
     tx.copy("statement_pieces", ("file_id", "piece", "sealed"), pieces)

@@ -46,6 +46,7 @@ def wire(settings: ServiceSettings, database: Database) -> Parts:
                 ("scheduler.ticks.v1", scheduler.Tick): handlers.on_tick,
                 ("ingestion.commands.v1", operator.CancelForPublisher): audited(doors.ask_for_publisher),
                 ("ingestion.commands.v1", operator.AmendForPublisher): audited(doors.ask_for_publisher),
+                ("ingestion.commands.v1", operator.HandInStatement): audited(statements.handed_in),
             },
             {
                 INBOX_ENVELOPES: doors.receive,

@@ -602,6 +602,11 @@ _COMMANDS: dict[type[EventData], dict[str, Any]] = {
         "envelope_id": _PUBLISHER_ENVELOPE_ID,
         "disbursement_ids": [_CANCELLED["disbursement_id"]],
     },
+    operator.HandInStatement: {
+        **_command("The bank's call-back was down on Friday"),
+        "file_id": str(derived_id("statement-file", "2026-11-06")),
+        "file": "2026-11-06.sta",
+    },
     operator.AmendForPublisher: {
         **_command("The ministry asked by letter"),
         "source": SOURCE,

@@ -99,6 +99,15 @@ class AmendForPublisher(Command):
     amendment: EnvelopeAmendmentRequested
 
 
+class HandInStatement(Command):
+    """ingestion: an operator has handed in a file of a bank's statements. The file itself goes through the door for statements,
+    before this; here is who did it and why. Refused where no such file is stored."""
+
+    TYPE = "almoner.operator.HandInStatement.v1"
+    file_id: UUID = Field(description="as the door has answered")
+    file: str = Field(max_length=300, description="its name, as the operator has it")
+
+
 class ResolveHeld(Command):
     """resolution: ask again, the mapper or the registry, for those who could not be resolved; by disbursement ids also for those
     whose address was resolved and is another by now. Empty lists: no restriction."""

@@ -223,7 +223,9 @@ TOPICS: tuple[Topic, ...] = (
         ("publishers",),
     ),
     Topic("scheduler.ticks.v1", "scheduler", "job", (scheduler.Tick,), ("ingestion", "funds", "allocation"), partitions=1),
-    _commands("ingestion", operator.RetryWork, operator.CancelForPublisher, operator.AmendForPublisher),
+    _commands(
+        "ingestion", operator.RetryWork, operator.CancelForPublisher, operator.AmendForPublisher, operator.HandInStatement
+    ),
     _commands("resolution", operator.RetryWork, operator.ResolveHeld),
     _commands(
         "funds",

@@ -78,7 +78,8 @@ def statement_route(
             file = await run_in_threadpool(store, name, upload, request.headers.get("traceparent"))
         if file.faults and file.faults[0].code == "INVALID_STATEMENT":
             return _refusal(422, file.faults[0].code, file.faults[0].message)
-        return JSONResponse({"outcome": "stored", "rejected": _told(file.rejected), "warnings": _told(file.flags)})
+        told = {"rejected": _told(file.rejected), "warnings": _told(file.flags)}
+        return JSONResponse({"outcome": "stored", "file_id": str(file.file_id), **told})
 
     async def post(request: Request) -> Response:
         try:

@@ -10,7 +10,7 @@ from libs.common.clock import utc_now
 from libs.common.contracts.base import Mnemonic
 from libs.common.contracts.ingestion import BenefitCode, Cycle, EnvelopeAmended, EnvelopeSubmitted
 from libs.common.contracts.operator import AmendForPublisher, CancelForPublisher
-from tests.integration.cli.conftest import CURRENCY, Almoner, Town
+from tests.integration.cli.conftest import CURRENCY, TOKEN, Almoner, Town
 
 
 def test_an_envelope_from_submission_to_settlement(town: Town) -> None:
@@ -217,10 +217,15 @@ def test_a_statement_from_a_file(town: Town) -> None:
     path = town.folder / "statement.sta"
     path.write_bytes(town.bank.statement_content("full", statement["id"]))
     url = town.world.processes[1].http_url + "/statements"
-    refused = town.run("statement", "submit", str(path), "--url", url, "--token", "wrong", code=1)
+    refused = town.run("statement", "submit", str(path), "--url", url, "--token", "wrong", "--yes", code=1)
     assert "token" in refused.stderr
-    taken = town.almoner("statement", "submit", str(path), "--url", url, "--token", "a token for tests only")
-    assert taken == "statement.sta taken\n"
+    assert "Hand in statement.sta" in town.run("statement", "submit", str(path), "--url", url, "--token", TOKEN, code=2).stderr
+    assert town.json("audit", "ingestion") == []
+    door, carried = ("--url", url, "--token", TOKEN), ("--why", "carried over", "--who", "ann", "--yes")
+    assert town.almoner("statement", "submit", str(path), *door, *carried) == "statement.sta taken: 1 statement\n"
+    [row] = town.json("audit", "ingestion")
+    assert (row["who"], row["why"], row["affected"]) == ("ann", "carried over", 1)
+    assert "statement.sta" in row["detail"]
     town.world.until(lambda: town.json("status", "E1")["confirmed"] == 3, what="three confirmed")
 
 

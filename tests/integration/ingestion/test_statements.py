@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from libs.common.contracts import ingestion as c
+from libs.common.contracts.base import derived_id
+from libs.common.contracts.operator import HandInStatement
 from libs.common.envelope import Event
 from libs.local import mt940
 from tests.integration.ingestion.publisher import LINES, RESULTS, SEALER, STATEMENTS, answers_to, debits, statement_text
@@ -95,6 +97,19 @@ def test_by_event_unreadable(world: World) -> None:
     assert world.events(LINES, c.StatementOpened) == []
     states = world.sql("ingestion", "SELECT state FROM ops_statements")
     assert [row.state for row in states] == ["REJECTED", "REJECTED"]
+
+
+def test_who_handed_in_a_file_is_written_down_and_no_other_file_can_be_claimed(world: World) -> None:
+    process = world.run("ingestion", **TOKENS)
+    content = statement_text("A", debits(2)) + statement_text("B", debits(1))
+    stored = post(process, content.encode()).json()["file_id"]
+    for file_id in (stored, derived_id("statement-file", "nobody's")):
+        command = HandInStatement(who="ann", why="their call-back was down", file_id=file_id, file="friday.sta")
+        world.publish("ingestion.commands.v1", command, str(file_id))
+    audit = "SELECT who, affected, detail FROM ops_audit ORDER BY id"
+    taken, refused = world.until(lambda: len(rows := world.sql("ingestion", audit)) == 2 and rows)
+    assert (taken.who, taken.affected) == ("ann", 2)
+    assert (refused.affected, refused.detail.partition(";")[0][:17]) == (0, "refused: no file ")
 
 
 def test_several_statements_in_one_file_and_a_bad_line(world: World) -> None:
