@@ -107,7 +107,8 @@ def test_who_handed_in_a_file_is_written_down_and_no_other_file_can_be_claimed(w
         command = HandInStatement(who="ann", why="their call-back was down", file_id=file_id, file="friday.sta")
         world.publish("ingestion.commands.v1", command, str(file_id))
     audit = "SELECT who, affected, detail FROM ops_audit ORDER BY id"
-    taken, refused = world.until(lambda: len(rows := world.sql("ingestion", audit)) == 2 and rows)
+    world.until(lambda: len(world.sql("ingestion", audit)) == 2, what="two commands")
+    taken, refused = world.sql("ingestion", audit)
     assert (taken.who, taken.affected) == ("ann", 2)
     assert (refused.affected, refused.detail.partition(";")[0][:17]) == (0, "refused: no file ")
 
