@@ -4,6 +4,7 @@ Importing them is most of what starting one costs, and the tests start a thousan
 all other modules of the project are imported in the new process, with its own environment. However the test session ends, none
 is left behind (on Linux; elsewhere the fixtures' own clean-up must do)."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -32,6 +33,13 @@ def start(module: str, argv: Sequence[str], env: Mapping[str, str], out: Path, e
     child = _server.Process(target=_run, args=(module, list(argv), environment, files))
     child.start()
     return child
+
+
+@atexit.register
+def _end() -> None:
+    """Of whom nobody has ended: this runs before multiprocessing waits for all of them, which serve for ever."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def run(module: str, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

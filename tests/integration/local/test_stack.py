@@ -41,7 +41,7 @@ with owned(name="test") as stack:
 """
 
 SESSION = """
-import sys, time
+import sys
 from pathlib import Path
 from tests.support.simulator import SimulatorProcess
 from tests.support import forked
@@ -52,7 +52,7 @@ simulator = SimulatorProcess("mapper", folder)
 simulator.start()
 child = forked.start("http.server", ["0"], {}, folder / "log")
 print(child.pid, simulator.process.pid, flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
@@ -344,15 +344,22 @@ def test_full_cache_needs_no_resolver() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the fixtures' own clean-up must do")
-def test_services_and_simulators_which_a_killed_session_of_tests_has_started_end_with_it(tmp_path: Path) -> None:
-    session = subprocess.Popen([sys.executable, "-c", SESSION, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("end", ["killed", "with nobody to end them"])
+def test_services_and_simulators_which_a_session_of_tests_has_started_end_with_it(tmp_path: Path, end: str) -> None:
+    session = subprocess.Popen(
+        [sys.executable, "-c", SESSION, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
+        assert session.stdin is not None
         assert session.stdout is not None
         started = [int(pid) for pid in session.stdout.readline().split()]
         assert len(started) == 2
         assert all(started_at(pid) for pid in started)
         until(lambda: "Serving" in (tmp_path / "log").read_text(), "its service")
         os.kill(started[0], signal.SIGSTOP)
+        if end != "killed":
+            session.stdin.close()  # which is what a worker sees whose controller was killed
+            session.wait(30)
     finally:
         session.kill()
         session.wait()
