@@ -339,18 +339,21 @@ def submit_statement(path: Path, url: str | None, token: str | None, who: str | 
     if not path.is_file():
         raise Usage(f"there is no file {path}")
     url, token = statement_door(url, token)
+    command = operator.HandInStatement(
+        who=who_am_i(who), why=why, file_id=UUID(int=0), file=path.name
+    )  # judged before it is late
     with Views() as views:
         confirm(f"Hand in {path.name} ({path.stat().st_size:,} bytes)?", yes)
         answer = _through_the_door(path, url, token)
         try:
             told = [(kind, one["code"], one["message"]) for kind in ("rejected", "warnings") for one in answer[kind]]
-            command = operator.HandInStatement(who=who_am_i(who), why=why, file_id=answer["file_id"], file=path.name)
+            command = command.model_copy(update={"file_id": UUID(answer["file_id"])})
         except (ValueError, KeyError, TypeError) as error:
             raise Refused(f"{url} is not ingestion's door: {printable(str(answer)[:200])}") from error
-        touched = send_command(views, "ingestion", str(command.file_id), command)
-    print(f"{path.name} taken: {plural(touched, 'statement')}")
-    for kind, code, message in told:  # each of them: a gap that nobody reads of is never closed
-        print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
+        print(f"{path.name} taken")
+        for kind, code, message in told:  # each of them, before anything else can fail: it is not said again
+            print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
+        send_command(views, "ingestion", str(command.file_id), command)
 
 
 def _through_the_door(path: Path, url: str, token: str) -> Any:

@@ -114,7 +114,7 @@ class Statements:
     def handed_in(self, tx: Tx, event: Event[HandInStatement]) -> int:
         """An operator's word on a file that came through the door; how many statements are in it."""
         found = store.statements_of(tx, event.data.file_id)
-        if not found:
+        if found is None:
             raise CommandRefused(f"no file {event.data.file_id} is stored: hand it in again")
         return found
 

@@ -418,9 +418,14 @@ def add_files(tx: Tx, files: Sequence[tuple[UUID, str, int]]) -> set[UUID]:
     return {row.file_id for row in rows}
 
 
-def statements_of(tx: Tx, file_id: UUID) -> int:
-    """How many statements a file has."""
-    return int(tx.one("SELECT count(*) AS n FROM statements WHERE file_id = %(id)s", id=file_id).n)
+def statements_of(tx: Tx, file_id: UUID) -> int | None:
+    """How many statements a file was the first to bring, if it is stored."""
+    row = tx.one(
+        """SELECT (SELECT count(*) FROM statements WHERE file_id = %(id)s) AS n,
+                  EXISTS (SELECT 1 FROM statement_files WHERE file_id = %(id)s) AS stored""",
+        id=file_id,
+    )
+    return int(row.n) if row.stored else None
 
 
 def add_pieces(tx: Tx, pieces: Sequence[tuple[UUID, int, bytes]]) -> None:

@@ -1,6 +1,6 @@
 """Processes of services and of the command line, forked from one server for each test session which has the libraries imported already.
 
-Importing them is most of what starting one costs, and the tests start a thousand. Only libraries and the contracts are shared:
+Importing them is most of what starting one costs, and the tests start a thousand. Libraries, the contracts and what reads no environment are shared:
 all other modules of the project are imported in the new process, with its own environment. However the test session ends, none
 is left behind (on Linux; elsewhere the fixtures' own clean-up must do)."""
 

@@ -103,13 +103,15 @@ def test_who_handed_in_a_file_is_written_down_and_no_other_file_can_be_claimed(w
     process = world.run("ingestion", **TOKENS)
     content = statement_text("A", debits(2)) + statement_text("B", debits(1))
     stored = post(process, content.encode()).json()["file_id"]
-    for file_id in (stored, derived_id("statement-file", "nobody's")):
+    again = post(process, content.replace("\n", "\r\n").encode()).json()["file_id"]  # another file of the same statements
+    for file_id in (stored, again, derived_id("statement-file", "nobody's")):
         command = HandInStatement(who="ann", why="their call-back was down", file_id=file_id, file="friday.sta")
         world.publish("ingestion.commands.v1", command, str(file_id))
     audit = "SELECT who, affected, detail FROM ops_audit ORDER BY id"
-    world.until(lambda: len(world.sql("ingestion", audit)) == 2, what="two commands")
-    taken, refused = world.sql("ingestion", audit)
+    world.until(lambda: len(world.sql("ingestion", audit)) == 3, what="three commands")
+    taken, known, refused = world.sql("ingestion", audit)
     assert (taken.who, taken.affected) == ("ann", 2)
+    assert (known.affected, known.detail.startswith("refused")) == (0, False)
     assert (refused.affected, refused.detail.partition(";")[0][:17]) == (0, "refused: no file ")
 
 
