@@ -339,25 +339,19 @@ def submit_statement(path: Path, url: str | None, token: str | None, who: str | 
     if not path.is_file():
         raise Usage(f"there is no file {path}")
     url, token = statement_door(url, token)
-    command = operator.HandInStatement(
-        who=who_am_i(who), why=why, file_id=UUID(int=0), file=path.name
-    )  # judged before it is late
+    # Who and why are judged before the file is gone.
+    command = operator.HandInStatement(who=who_am_i(who), why=why, file_id=UUID(int=0), file=path.name)
     with Views() as views:
         confirm(f"Hand in {path.name} ({path.stat().st_size:,} bytes)?", yes)
-        answer = _through_the_door(path, url, token)
-        try:
-            told = [(kind, one["code"], one["message"]) for kind in ("rejected", "warnings") for one in answer[kind]]
-            command = command.model_copy(update={"file_id": UUID(answer["file_id"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{url} is not ingestion's door: {printable(str(answer)[:200])}") from error
+        file_id, told = _through_the_door(path, url, token)
         print(f"{path.name} taken")
         for kind, code, message in told:  # each of them, before anything else can fail: it is not said again
             print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
-        send_command(views, "ingestion", str(command.file_id), command)
+        send_command(views, "ingestion", str(file_id), command.model_copy(update={"file_id": file_id}))
 
 
-def _through_the_door(path: Path, url: str, token: str) -> Any:
-    """What the door says of a file that it has taken, as JSON."""
+def _through_the_door(path: Path, url: str, token: str) -> tuple[UUID, list[tuple[str, str, str]]]:
+    """The id of a file that the door has taken, and what is told of it: (rejected or warnings, code, message)."""
     import httpx
 
     try:
@@ -376,8 +370,10 @@ def _through_the_door(path: Path, url: str, token: str) -> Any:
     if not answer.is_success:
         raise Refused(f"ingestion refused the file ({answer.status_code}): {answer.text.strip()[:500]}")
     try:
-        return answer.json()
-    except ValueError as error:
+        said = answer.json()
+        told = [(kind, one["code"], one["message"]) for kind in ("rejected", "warnings") for one in said[kind]]
+        return UUID(said["file_id"]), told
+    except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"{url} is not ingestion's door: {printable(answer.text.strip()[:200])}") from error
 
 

@@ -112,7 +112,7 @@ class Statements:
         return self.receive(tx, [incoming], RUN_CHUNKS)[0]
 
     def handed_in(self, tx: Tx, event: Event[HandInStatement]) -> int:
-        """An operator's word on a file that came through the door; how many statements are in it."""
+        """An operator's word on a file that came through the door; how many new statements were in it."""
         found = store.statements_of(tx, event.data.file_id)
         if found is None:
             raise CommandRefused(f"no file {event.data.file_id} is stored: hand it in again")
