@@ -1,8 +1,8 @@
 """Processes of services and of the command line, forked from one server for each test session which has the libraries imported already.
 
-Importing them is most of what starting one costs, and the tests start a thousand. Libraries, the contracts and what reads no environment are shared:
-all other modules of the project are imported in the new process, with its own environment. However the test session ends, none
-is left behind (on Linux; elsewhere the fixtures' own clean-up must do)."""
+Importing them is most of what starting one costs, and the tests start a thousand. Libraries, the contracts and what reads no
+environment are shared: all other modules of the project are imported in the new process, with its own environment. However the
+test session ends, none is left behind (on Linux; elsewhere the fixtures' own clean-up must do)."""
 
 import atexit
 import multiprocessing
