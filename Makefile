@@ -1,6 +1,6 @@
 # Needs git, make and Python 3.11 or newer; the first target makes .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-goods bench bench-replicas compare check types unit rules test mutants docs transcript golden locks
+.PHONY: help setup demo demo-goods bench bench-replicas compare check types fast-one fast-two test mutants docs transcript golden locks
 N ?= 100000
 KIND ?= cash
 CASE ?= plain
@@ -36,18 +36,18 @@ check: setup ## Style, types, import rules, fast tests (generated files among th
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/lint-imports --no-logo
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit rules
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast-one fast-two
 
 types: setup
 	$(run) mypy
 
-# With the types as long as the others, so that two cores are busy to the end.
-quick := tests/unit/allocation/ tests/unit/common/ tests/unit/deploy/
-rules: setup
-	$(run) pytest -q tests/contract tests/architecture $(quick)
+# The fast tests, in halves as long as the types: two cores are busy to the end.
+one := tests/unit/allocation tests/unit/common tests/unit/deploy
+fast-one: setup
+	$(run) pytest -q tests/contract tests/architecture $(one)
 
-unit: setup
-	$(run) pytest -q $(filter-out $(quick) %__pycache__/,$(wildcard tests/unit/*/))
+fast-two: setup
+	$(run) pytest -q tests/unit $(one:%=--ignore=%)
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
 	$(run) pytest tests -n 4 --dist loadgroup

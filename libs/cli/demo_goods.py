@@ -216,12 +216,15 @@ class Scene:
         raise CliError(f"waited {STEP_SECONDS:.0f} s until {what}; it stands at {self.row(name)}")
 
     def until_told(self) -> None:
-        """Until no notice is on its way."""
+        """Until all who are served have a notice, and none is on its way."""
+        query = """SELECT count(*) FILTER (WHERE kind = 'BENEFICIARY') AS people,
+                          count(*) FILTER (WHERE state NOT IN ('SENT', 'SUPPRESSED', 'FAILED', 'UNKNOWN')) AS open
+                   FROM notifications.ops_notices"""
+        served = self.row(RICE).allocated + self.row(CASH).allocated
         until = time.monotonic() + STEP_SECONDS
         while time.monotonic() < until:
-            if not self.views.one(
-                "SELECT count(*) AS n FROM notifications.ops_notices WHERE state NOT IN ('SENT', 'SUPPRESSED', 'FAILED', 'UNKNOWN')"
-            ).n:
+            row = self.views.one(query)
+            if row.people == served and not row.open:
                 return
             time.sleep(0.2)
         raise CliError(f"waited {STEP_SECONDS:.0f} s until everybody was told")

@@ -1,6 +1,6 @@
 """What operators may ask of every service, and what each command leaves: an audit row, and a fact which says the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,12 +70,12 @@ def _say(tx: Tx, event: Event[Any], affected: int, refused: str) -> None:
     Outbox(service).append(tx, [outgoing(body, key, cause_of(event), service, event.id)])
 
 
-def with_common(service: str, routes: Routes) -> Routes:
-    """The service's routes and, on its command topic, what every service understands."""
+def with_common(service: str, routes: Routes, stages: Collection[str]) -> Routes:
+    """The service's routes and, on its command topic, what every service understands. `stages`: what can be paused."""
     topic = f"{service}.commands.v1"
     common: dict[type[operator.Command], Act] = {
-        operator.PauseStage: _pause,
-        operator.ResumeStage: _resume,
+        operator.PauseStage: lambda tx, event: _pause(tx, event, stages),
+        operator.ResumeStage: lambda tx, event: _resume(tx, event, stages),
         operator.RetryWork: _retry,
         operator.RedriveDeadLetters: lambda tx, event: deadletters.redrive(tx, event.data.ids),
         operator.DiscardDeadLetters: lambda tx, event: deadletters.discard(tx, event.data.ids),
@@ -87,7 +87,8 @@ def with_common(service: str, routes: Routes) -> Routes:
     return replace(routes, handlers={**own, **routes.handlers})
 
 
-def _pause(tx: Tx, event: Event[operator.PauseStage]) -> int:
+def _pause(tx: Tx, event: Event[operator.PauseStage], stages: Collection[str]) -> int:
+    _require_stage(event.data.stage, stages)
     # Whoever resumes a stage that was paused for several reasons must know all of them.
     return tx.run(
         """INSERT INTO paused AS p (stage, who, why) VALUES (%(stage)s, %(who)s, %(why)s)
@@ -99,7 +100,10 @@ def _pause(tx: Tx, event: Event[operator.PauseStage]) -> int:
     )
 
 
-def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
+def _resume(tx: Tx, event: Event[operator.ResumeStage], stages: Collection[str]) -> int:
+    # What an earlier release has paused can be resumed, though there is no such stage any more.
+    if not tx.rows("SELECT 1 FROM paused WHERE stage = %(stage)s", stage=event.data.stage):
+        _require_stage(event.data.stage, stages)
     # After a restore what was asked for in the time that is lost comes again: it must not end the pause that has begun since.
     return tx.run(
         """DELETE FROM paused WHERE stage = %(stage)s
@@ -108,6 +112,11 @@ def _resume(tx: Tx, event: Event[operator.ResumeStage]) -> int:
         restored=restored.WHO,
         sent_ms=event.raw.timestamp_ms,
     )
+
+
+def _require_stage(stage: str, stages: Collection[str]) -> None:
+    if stage not in stages:
+        raise CommandRefused(f"has no stage {stage!r}: there are {', '.join(sorted(stages))}")
 
 
 def _retry(tx: Tx, event: Event[operator.RetryWork]) -> int:

@@ -16,8 +16,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from libs.common import workqueue
+from libs.common.clock import known_time_zone
 from libs.common.seal import parse_keys
 
 PREFIX = "ALMONER_"
@@ -78,6 +81,24 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _are_keys(cls, value: SecretStr) -> SecretStr:
         parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_database(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = make_url(value.get_secret_value())
+        except ArgumentError:
+            url = None
+        if url is None or url.get_backend_name() != "postgresql":
+            raise ValueError("must be postgresql://user:password@host:port/database")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_time_zone(cls, value: str) -> str:
+        if not known_time_zone(value):
+            raise ValueError("is no time zone of the IANA database, such as Africa/Nairobi")
         return value
 
     @classmethod

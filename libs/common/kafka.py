@@ -1,13 +1,16 @@
 """Connections to Kafka. Whatever stands in ALMONER_KAFKA_* goes to librdkafka as it is (SASL, TLS and all the rest)."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from libs.common.errors import Fatal, Transient
+
+T = TypeVar("T")
 
 PREFIX = "ALMONER_KAFKA_"
 DURABLE: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}  # of every producer, whatever the environment says
@@ -23,9 +26,20 @@ def connection(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return config
 
 
+def _made(client: Callable[[dict[str, Any]], T], config: dict[str, Any]) -> T:
+    """Raises Fatal, with variable and rule, where librdkafka does not take what stands in the environment."""
+    try:
+        return client(config)
+    except KafkaException as error:
+        rule = error.args[0].str()
+        named = re.search('property:? "([^"]+)"', rule)
+        raise Fatal(f"{PREFIX}{named[1].upper().replace('.', '_') if named else '*'}: {rule}") from error
+
+
 def producer(client_id: str, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Producer:
     """Idempotent, acknowledged by all in-sync replicas, keys on the partitions that Java's clients choose."""
-    return Producer(
+    return _made(
+        Producer,
         {
             "compression.type": "zstd",
             "partitioner": "murmur2_random",
@@ -37,7 +51,7 @@ def producer(client_id: str, environ: Mapping[str, str] = os.environ, **override
             **connection(environ),
             **overrides,
             **DURABLE,
-        }
+        },
     )
 
 
@@ -77,12 +91,12 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
         # Each topic is shared out by itself. The broker's default evens out the sum over all topics, by which one replica may
         # get all of the busy topic and the others the idle ones.
         config.setdefault("group.remote.assignor", "range")
-    return Consumer(config)
+    return _made(Consumer, config)
 
 
 def committed(group: str) -> Sequence[TopicPartition]:
     """All offsets that a group has committed, in one request. Raises Transient where the broker cannot say."""
-    client = AdminClient({"log_level": 4, **connection()})  # answers only as long as it is held; that it ends is no news
+    client = _made(AdminClient, {"log_level": 4, **connection()})  # answers only as long as it is held; that it ends is no news
     try:
         [listed] = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
         found: list[TopicPartition] = listed.result(timeout=10).topic_partitions

@@ -59,6 +59,11 @@ class Parts:
     measures: Sequence[Measure] = ()
     after_restore: Sequence[CallOut] = ()  # calls that wait for an operator when the database was restored
 
+    @property
+    def stages(self) -> list[str]:
+        """What an operator can pause: consumption, each kind of outside call, each job."""
+        return [consumer.CONSUME_STAGE, *(callout.kind for callout in self.callouts), *(job.name for job in self.jobs)]
+
 
 Wire = Callable[[ServiceSettings, Database], Parts]
 
@@ -110,7 +115,7 @@ class _Process:
         self.database = Database(settings.database_url.get_secret_value(), self.name, pool_size=settings.pool_size)
         self.verb = verb
         self.parts = wire(settings, self.database)
-        self.routes = commands.with_common(self.name, self.parts.routes)
+        self.routes = commands.with_common(self.name, self.parts.routes, self.parts.stages)
         self.guard = Guard(
             self.database,
             f"{settings.topic_prefix}almoner-{self.name}",
@@ -309,9 +314,7 @@ class _Process:
         names = [(job.name,) for job in self.parts.jobs]
         metrics.show(metrics.JOBS_OLDEST, dict.fromkeys(names, 0.0) | {(row.job,): float(row.age) for row in late})
         metrics.show(metrics.DEAD_LETTERS_OPEN, {(row.topic, row.code): row.rows for row in letters})
-        stages = {consumer.CONSUME_STAGE, *(callout.kind for callout in self.parts.callouts)}
-        stages |= {job.name for job in self.parts.jobs} | paused
-        metrics.show(metrics.PAUSED, {(stage,): stage in paused for stage in stages})
+        metrics.show(metrics.PAUSED, {(stage,): stage in paused for stage in paused.union(self.parts.stages)})
 
     def _live(self) -> str:
         if self.loop is not None and time.monotonic() - self.loop.moved_at > _LIVE_SECONDS:

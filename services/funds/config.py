@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from libs.common.config import (
     BackoffFirstSeconds,
@@ -23,12 +23,16 @@ GaugeSeconds = Annotated[float, Field(gt=0, le=300)]  # an alert says when gauge
 class BankSettings(BaseModel):
     """How a bank is reached. The adapter knows its wire format and what it declares of each verb."""
 
+    model_config = ConfigDict(extra="forbid")
+
     adapter: Literal["example", "full"] = Field(description="which wire format the bank speaks")
     url: str = Field(pattern="^https?://", description="its base")
 
 
 class Sponsor(BaseModel):
     """The account from which a programme's benefit is paid."""
+
+    model_config = ConfigDict(extra="forbid")
 
     bank: str = Field(description="a code of ALMONER_FUNDS_BANKS")
     account: str = Field(min_length=1, max_length=34, description="its number, as the bank writes it")
@@ -123,6 +127,8 @@ class Settings(ServiceSettings):
     def _have_banks(cls, sponsors: dict[str, Sponsor], known: ValidationInfo) -> dict[str, Sponsor]:
         banks = known.data.get("banks")  # not there: wrong themselves, and named so
         for name, sponsor in sponsors.items():
+            if name != "default" and "/" not in name:
+                raise ValueError(f'sponsor {name!r} is neither "default" nor "<programme id>/<benefit code id>"')
             if banks is not None and sponsor.bank not in banks:
                 raise ValueError(f"sponsor {name!r} names bank {sponsor.bank!r}, which is not among {sorted(banks)}")
         return sponsors

@@ -225,9 +225,13 @@ def _message(
     return Message(notice.notice_id, kind, party, name, email, phone, notice.created_at, payload, told)
 
 
+_SAMPLES = {"COMMODITY": ("Seed rice", "kg"), "SERVICE": ("Ploughing", "hours"), "COMBINATION": ("Seed rice and tools", "sets")}
+
+
 def sample(kind: Kind, benefit_type: str = "COMMODITY") -> Message:
     """Invented people and places, for previews and for trying templates before anybody is told by them."""
     cash = benefit_type in domain.CASH
+    benefit, unit = _SAMPLES.get(benefit_type, ("Cash", ""))
     header = BatchHeader(
         envelope_id=UUID(int=1),
         batch_id=UUID(int=2),
@@ -235,12 +239,12 @@ def sample(kind: Kind, benefit_type: str = "COMMODITY") -> Message:
         source="sample",
         publisher_envelope_id="RUN-1",
         programme=Mnemonic(id="RICE", mnemonic="Rice for farmers"),
-        benefit_code=Mnemonic(id="SEED-01", mnemonic="Cash" if cash else "Seed rice"),
+        benefit_code=Mnemonic(id="SEED-01", mnemonic=benefit),
         benefit_type=benefit_type,
         cycle=Mnemonic(id="2026-11", mnemonic="November 2026"),
         target_registry="farmers",
         currency="PHP" if cash else "",
-        measurement_unit="" if cash else "kg",
+        measurement_unit=unit,
         unit_scale=0 if cash else 3,
         schedule_date=date(2026, 11, 30),
     )

@@ -47,7 +47,8 @@ def wired(service: str) -> Parts:
 
 
 def routes(service: str) -> Routes:
-    return with_common(service, wired(service).routes)
+    parts = wired(service)
+    return with_common(service, parts.routes, parts.stages)
 
 
 def read_by_services(topic: Topic) -> list[str]:

@@ -78,9 +78,9 @@ def test_dead_letters_are_listed_read_published_again_and_given_up(alone: Almone
 def test_a_command_that_is_set_aside_says_with_which_fault(
     alone: Almoner, resolution: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one of a later release than the service's would be; what was set aside before it is no answer."""
+    """As one of a later release than the service's would be; what was set aside before it, with another, is no answer."""
     world = alone.world
-    publish_broken(world, "one")
+    world.publish_raw(COMMANDS, b"one", b"{", {**HEADERS, "ce_type": PauseStage.TYPE, "ce_id": "one"})
     world.until(lambda: letters_of(world))
     for name, value in world.env.items():
         monkeypatch.setenv(name, value)
@@ -94,6 +94,9 @@ def test_a_command_that_is_set_aside_says_with_which_fault(
 
 
 def test_what_cannot_be_meant_is_refused(alone: Almoner, resolution: Process) -> None:
+    for verb in ("pause", "resume"):
+        refused = alone.run(verb, "resolution", "resolv", "--yes", code=1).stderr
+        assert "has no stage 'resolv': there are consume, locate, resolve" in refused
     assert "no open dead letter 99" in alone.run("dlq", "discard", "resolution", "99", "--yes", code=1).stderr
     assert "no dead letter 99" in alone.run("dlq", "show", "resolution", "99", code=1).stderr
     assert "nobody gives up all" in alone.run("dlq", "discard", "resolution", "--yes", code=2).stderr

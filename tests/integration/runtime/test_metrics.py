@@ -40,13 +40,17 @@ def test_every_stage_says_whether_it_is_paused(world: World, other_side: OtherSi
     stages = ["ask", "consume", "decide"]
     world.until(lambda: len(series(process, "almoner_paused")) == len(stages))
     assert process.metric("almoner_paused") == 0
+    world.sql("probe", "INSERT INTO paused (stage, who, why) VALUES ('of-an-earlier-release', 'ann', 'a test')")
     for stage in [*stages, "no-such-stage"]:
         world.publish(COMMANDS, operator.PauseStage(stage=stage, **WHO), "probe")
-    world.until(lambda: all(process.metric("almoner_paused", stage=stage) == 1 for stage in [*stages, "no-such-stage"]))
-    for stage in [*stages, "no-such-stage"]:
+    stages.append("of-an-earlier-release")
+    world.until(lambda: all(process.metric("almoner_paused", stage=stage) == 1 for stage in stages))
+    [said] = world.until(lambda: world.sql("probe", "SELECT detail FROM ops_audit WHERE starts_with(detail, 'refused: ')"))
+    assert said.detail.startswith("refused: has no stage 'no-such-stage': there are ask, consume, decide; {")
+    for stage in stages:
         world.publish(COMMANDS, operator.ResumeStage(stage=stage, **WHO), "probe")
     world.until(lambda: process.metric("almoner_paused") == 0)
-    world.until(lambda: len(series(process, "almoner_paused")) == len(stages))
+    world.until(lambda: len(series(process, "almoner_paused")) == len(stages) - 1)
 
 
 def test_what_waits_is_as_old_as_its_oldest_row(world: World, other_side: OtherSide) -> None:

@@ -140,6 +140,8 @@ WRONG = {
     },
 }
 SHARED = {
+    "DATABASE_URL": ("mysql://hush@db/almoner", ": must be postgresql://"),
+    "ALMONER_TIME_ZONE": ("Mars/Base", "='Mars/Base': is no time zone of the IANA database"),
     "ALMONER_TOKEN_KEY": ("hush", ": Value should have at least 16 items"),
     "ALMONER_SEAL_KEYS": ("k1:hush", ": must be name:base64 of 32 bytes"),
     "ALMONER_HTTP_PORT": ("http", "='http': Input should be a valid integer"),
@@ -159,6 +161,26 @@ def test_a_service_names_everything_that_is_wrong_and_does_not_start(service: st
         assert said[name].startswith(name + rule), said[name]
     assert said[typo].endswith(f"nearest name is ALMONER_{service.upper()}_POOL_SIZE")
     assert "hush" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("BANKS", '{"FULL": {"adapter": "full", "url": "http://bank", "urll": "hush"}}', " at /FULL/urll: Extra inputs"),
+        ("SPONSORS", '{"default": {"bank": "FULL", "account": "1", "account_typ": "hush"}}', " at /default/account_typ: Extra"),
+        (
+            "SPONSORS",
+            '{"RICE": {"bank": "FULL", "account": "1"}}',
+            ': sponsor \'RICE\' is neither "default" nor "<programme id>/',
+        ),
+    ],
+)
+def test_what_is_wrong_inside_is_named_as_well(variable: str, value: str, said: str) -> None:
+    name = f"ALMONER_FUNDS_{variable}"
+    done = forked.run("services.funds", ["run"], {**GOOD, name: value})
+    assert done.returncode == 2
+    assert done.stderr.startswith(name + said)
+    assert "hush" not in done.stderr
 
 
 def test_a_rule_over_two_settings_names_both_and_no_secret() -> None:

@@ -11,7 +11,7 @@ from libs.common.config import ServiceSettings
 from libs.common.contracts.base import derived_id, envelope_uuid
 from libs.common.db import _copy_field, lock_key_text
 from libs.common.errors import Fatal
-from libs.common.kafka import connection
+from libs.common.kafka import connection, producer
 from libs.common.retry import backoff_seconds
 from libs.common.workqueue import Limits
 
@@ -177,3 +177,10 @@ def test_derived_ids_and_locks_are_stable_and_tell_their_parts_apart() -> None:
 
 def test_copy_keeps_what_would_break_a_line() -> None:
     assert [_copy_field(value) for value in (None, True, 5, "a\tb\nc\\d\r")] == ["\\N", "t", "5", "a\\tb\\nc\\\\d\\r"]
+
+
+def test_a_wrong_setting_of_the_broker_names_its_variable() -> None:
+    for variable, value in (("SECURITY_PROTOCL", "ssl"), ("SECURITY_PROTOCOL", "tls")):
+        name = f"ALMONER_KAFKA_{variable}"
+        with pytest.raises(Fatal, match=f"^{name}: .*{variable.lower().replace('_', '.')}"):
+            producer("test", {"ALMONER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", name: value})
