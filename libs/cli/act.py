@@ -140,7 +140,15 @@ def settle_unknown(
     """`happened` is the bank's reference; None: it did not happen."""
     with Views() as views:
         row = views.one(
-            "SELECT * FROM funds.ops_unknown WHERE kind = %(kind)s AND subject = %(subject)s", kind=kind, subject=subject
+            """SELECT envelope_id, count, amount_minor FROM funds.ops_unknown WHERE kind = %(kind)s AND subject = %(subject)s
+               UNION ALL
+               SELECT i.envelope_id, i.count - i.cancelled_count - i.refused_count - i.debited_count, x.amount_minor
+               FROM funds.ops_exceptions x JOIN funds.ops_instructions i USING (instruction)
+               WHERE x.reason = 'NO_STATEMENT_LINE' AND x.amount_minor > 0 AND i.state = 'DISPATCHED'
+                 AND %(kind)s = 'dispatch' AND i.instruction::text = %(subject)s AND %(unpaid)s""",
+            kind=kind,
+            subject=subject,
+            unpaid=happened is None,
         )
         if row is None:
             listed = views.rows("SELECT kind, subject FROM funds.ops_unknown ORDER BY since LIMIT 10")

@@ -150,7 +150,7 @@ MEANINGS = {
     "PAID_AFTER_RETRY": "the bank paid what it had refused, after it was paid again: ask for one of both back",
     "PAID_BEFORE_BLOCK": "paid although no money was reserved for it: ask the bank",
     "BALANCE_MISMATCH": "the statement's lines do not come to its closing balance: ask the bank for it again",
-    "NO_STATEMENT_LINE": "sent long ago and on no statement yet: ask the bank, unless the detail has its answer; it is never sent again",
+    "NO_STATEMENT_LINE": "sent long ago and on no statement yet: ask the bank, unless the detail has its answer (`settle-unknown` ends it)",
 }
 
 

@@ -36,8 +36,6 @@ class Sponsor(BaseModel):
 
     bank: str = Field(description="a code of ALMONER_FUNDS_BANKS")
     account: str = Field(min_length=1, max_length=34, description="its number, as the bank writes it")
-    account_type: str = Field(default="", description="as the bank wants it")
-    branch_code: str = Field(default="", description="as the bank wants it")
 
 
 class Settings(ServiceSettings):

@@ -759,7 +759,8 @@ def settle_exceptions(tx: Tx, event: Event[operator.SettleException]) -> int:
 
 
 def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[operator.SettleUnknown]) -> int:
-    """An operator knows, with evidence, what became of a call whose answer was lost."""
+    """An operator knows, with evidence, what became of a call whose answer was lost, or that what the bank took and no statement
+    shows (NO_STATEMENT_LINE) will not be paid."""
     data = event.data
     happened = data.outcome == "happened"
     envelope_id = _envelope_of(tx, data.kind, data.subject)
@@ -780,8 +781,9 @@ def settle_unknown(tx: Tx, settings: Settings, outbox: Outbox, event: Event[oper
             refuse_block(tx, outbox, envelope_id, number, "DID_NOT_HAPPEN", data.evidence, cause)
     elif data.kind == "dispatch":
         number = int(data.subject)
-        if not _is(tx, "SELECT state FROM instructions WHERE instruction = %(n)s", "UNKNOWN", n=number):
-            raise CommandRefused(f"instruction {number} is not unknown")
+        unknown = _is(tx, "SELECT state FROM instructions WHERE instruction = %(n)s", "UNKNOWN", n=number)
+        if not unknown and (happened or not _is_overdue(tx, number)):
+            raise CommandRefused(f"instruction {number} is neither unknown nor without a line on a statement for too long")
         if happened:
             store.set_instructions(tx, [number], "DISPATCHED", ("UNKNOWN",))
             say_dispatched(tx, outbox, [number], cause)
@@ -876,6 +878,18 @@ def _envelope_of(tx: Tx, kind: str, subject: str) -> UUID:
         raise CommandRefused(f"there is no {kind} {subject!r}")
     found: UUID = rows[0].envelope_id
     return found
+
+
+def _is_overdue(tx: Tx, instruction: int) -> bool:
+    """Whether some of it was listed as NO_STATEMENT_LINE and is outstanding still."""
+    return bool(
+        tx.rows(
+            """SELECT 1 FROM instructions i JOIN exceptions x USING (instruction)
+               WHERE i.instruction = %(n)s AND i.state = 'DISPATCHED' AND x.reason = 'NO_STATEMENT_LINE'
+                 AND i.cancelled_count + i.refused_count + i.debited_count < i.count""",
+            n=instruction,
+        )
+    )
 
 
 def _is(tx: Tx, query: str, *states: str, **params: Any) -> bool:

@@ -147,7 +147,8 @@ class SettleException(Command):
 
 
 class SettleUnknown(Command):
-    """funds: an operator knows, with evidence, what became of a call whose answer was lost."""
+    """funds: an operator knows, with evidence, what became of a call whose answer was lost; or of a list of payments which the bank
+    took (NO_STATEMENT_LINE) that whoever of it is on no statement will not be paid: they are held, and can be paid anew."""
 
     TYPE = "almoner.operator.SettleUnknown.v1"
     kind: Literal["block", "dispatch", "release"]

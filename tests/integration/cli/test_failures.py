@@ -101,3 +101,24 @@ def test_a_schedule_date_to_come_is_paid_where_that_is_wanted(town: Town) -> Non
     town.world.until(lambda: town.json("status", "E1")["stands"] == "settled", what="the settlement")
     assert sorted(row["disbursement_id"] for row in town.bank.payments("full")) == sorted(ids)
     assert CURRENCY in town.almoner("status", "E1")
+
+
+@pytest.mark.parametrize("limits", [HASTY])
+def test_what_is_on_no_statement_for_too_long_is_ended_by_evidence(town: Town) -> None:
+    town.bank.set_statements("full")  # only on request
+    [paid, *_] = town.submit("E1", 3)
+    town.world.until(lambda: town.json("status", "E1")["outstanding"] == 3, what="three dispatched")
+    evidence = ("--did-not-happen", "--evidence", "the bank's letter of Monday", "--yes")
+    assert "no unknown dispatch is called 1" in town.run("settle-unknown", "dispatch", "1", *evidence, code=1).stderr
+    town.world.sql("funds", "UPDATE instructions SET dispatched_at = dispatched_at - interval '8 days'")
+    town.world.publish("scheduler.ticks.v1", Tick(job="funds-due", due_at=datetime.now(UTC)), "funds-due")
+    [listed] = town.world.until(lambda: town.json("exceptions"), what="the exception")
+    assert listed["reason"] == "NO_STATEMENT_LINE"
+    assert (
+        "no unknown dispatch is called 1"
+        in town.run("settle-unknown", "dispatch", "1", "--happened", "R-1", "--evidence", "x", "--yes", code=1).stderr
+    )
+    assert "dispatch 1 is settled: it did not happen" in town.almoner("settle-unknown", "dispatch", "1", *evidence)
+    held = {row["disbursement_id"]: row["reason"] for row in town.json("held")}
+    assert (len(held), held[paid]) == (3, "BANK_DID_NOT_HAPPEN")
+    town.world.until(lambda: town.json("exceptions") == [], what="nothing is open")

@@ -8,7 +8,7 @@ from tests.faults.bookkeeping import idle
 from tests.integration.funds.test_holes import settled_jobs
 from tests.integration.funds.test_operations import command, tick, until_position
 from tests.support.money import Payout
-from tests.support.statements import deliver_statements
+from tests.support.statements import deliver_statements, publish_statement
 from tests.support.world import World
 
 PEOPLE = 6
@@ -163,3 +163,28 @@ def test_an_operator_may_settle_what_has_no_line(world: World, bank: BankAdmin) 
     ticked(world)
     assert listed(world) == []  # it is not listed again
     assert payout.position()["outstanding"] == PEOPLE
+
+
+def test_an_operator_may_say_that_what_has_no_line_will_not_be_paid(world: World, bank: BankAdmin) -> None:
+    """Who is confirmed by then stays so, the others are held. If the bank was wrong, its lines count."""
+    payout = overdue(world, bank)
+    bank.set_statements("full", max_lines=2)
+    evidence = "letter of the bank of 2026-11-27"
+    unpaid = {"kind": "dispatch", "subject": "1", "outcome": "did_not_happen", "evidence": evidence}
+    command(world, operator.SettleUnknown, **unpaid)
+    [refusal] = world.until(lambda: world.sql("funds", "SELECT detail FROM ops_audit"))
+    assert refusal.detail.startswith("refused: instruction 1 is neither unknown nor without a line")  # it is not listed yet
+    ticked(world)
+    [found] = listed(world)
+    world.until(lambda: of_kind(world, "order") == [("DONE", 1)])
+    first, *others = [bank.statement_content("full", info["id"]) for info in bank.statements("full", payout.account)]
+    publish_statement(payout, first)
+    until_position(payout, outstanding=PEOPLE - 2, confirmed=2)
+    command(world, operator.SettleUnknown, **unpaid)
+    until_position(payout, outstanding=0, held=PEOPLE - 2, confirmed=2)
+    world.until(lambda: [row.id for row in listed(world, "CLOSED")] == [found.id])
+    reasons = world.sql("funds", "SELECT DISTINCT reason, message FROM ops_held")
+    assert [tuple(row) for row in reasons] == [("BANK_DID_NOT_HAPPEN", evidence)]
+    for content in others:
+        publish_statement(payout, content)
+    until_position(payout, held=0, confirmed=PEOPLE, state="SETTLED")
