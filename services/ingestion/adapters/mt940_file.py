@@ -86,9 +86,9 @@ class Unreadable(ValueError):
     """A line that is not MT940; the text says why and holds nothing of its content."""
 
 
-def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(first byte, text) of consecutive pieces of a file, the first of which begins at byte `start`. A text is whole lines,
-    without the last LF.
+def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, bytes, bool]]:
+    """(first byte, text, whether an LF ends it) of consecutive pieces of a file, the first of which begins at byte `start`.
+    A text is lines, without the last LF. What no LF ends is the file's last line, alone.
 
     By blocks, since a statement has a million lines. A line over MAX_LINE_BYTES comes clipped and in a block of its own, so
     that a file without line ends costs no memory and the byte of every other line is the sum of those before it."""
@@ -100,19 +100,19 @@ def blocks(pieces: Iterable[bytes], start: int = 0) -> Iterator[tuple[int, bytes
             size += len(rest)
             if not newline:
                 continue
-            yield start, begun
+            yield start, begun, True
             start += size + 1
         text, newline, last = piece.rpartition(b"\n")
         if newline and _has_long_line(text):
             for line in text.split(b"\n"):
-                yield start, line[:MAX_LINE_BYTES]
+                yield start, line[:MAX_LINE_BYTES], True
                 start += len(line) + 1
         elif newline:
-            yield start, text
+            yield start, text, True
             start += len(text) + 1
         begun, size = last[:MAX_LINE_BYTES], len(last)
     if size:
-        yield start, begun
+        yield start, begun, False
 
 
 def _has_long_line(text: bytes) -> bool:
@@ -130,7 +130,7 @@ def scan(pieces: Iterable[bytes]) -> list[Head]:
     heads: list[Head] = []
     content = _Digest()
     end = 0
-    for start, text in blocks(pieces):
+    for start, text, ended in blocks(pieces):
         if start == 0 and text.startswith(_BOM):
             text, start = text.removeprefix(_BOM), len(_BOM)
         text = b"\n" + text  # every line begins behind an LF; the one at text[n] is at byte start + n
@@ -152,7 +152,7 @@ def scan(pieces: Iterable[bytes]) -> list[Head]:
             heads[-1].lines += text.count(_ENTRY, at, following)
             if tag[:1] == b":" and tag not in _OF_LINES:
                 line_end = text.find(b"\n", at + 1, following)
-                _read_head(heads[-1], text[at + 1 : following if line_end < 0 else line_end])
+                _read_head(heads[-1], text[at + 1 : following if line_end < 0 else line_end], ended)
     if heads:
         heads[-1].end, heads[-1].digest = end, content.value()
     for head in heads:
@@ -184,7 +184,7 @@ def _counts(line: bytes) -> bool:
     return line != b"-" and not line.startswith((b"-}", b"{"))
 
 
-def _read_head(head: Head, line: bytes) -> None:
+def _read_head(head: Head, line: bytes, ended: bool) -> None:
     name, value = line[1:4], _text(line[line.find(b":", 1) + 1 :])
     if name == b"20:":
         head.reference = clean(value, 16)
@@ -198,7 +198,8 @@ def _read_head(head: Head, line: bytes) -> None:
         head.currency, head.opening_minor, _ = _balance(value)
     elif name in (b"62F", b"62M"):
         currency, head.closing_minor, head.closing_date = _balance(value)
-        if currency != head.currency:
+        # Where the file ends in this line, `40,` and `40` may be a part of `40,10`; some banks write `40,` and then end the line.
+        if currency != head.currency or not (ended or _has_all_decimals(value, currency)):
             head.closing_minor = None
 
 
@@ -222,6 +223,11 @@ def _balance(value: str) -> tuple[str | None, int | None, date | None]:
     except ValueError:
         day = None
     return currency, -minor if match["status"].upper() == "D" else minor, day
+
+
+def _has_all_decimals(balance: str, currency: str | None) -> bool:
+    _, comma, fraction = balance.partition(",")
+    return currency is not None and bool(comma) and len(fraction) >= scale(currency)
 
 
 def _minor(amount: str, currency: str) -> int:

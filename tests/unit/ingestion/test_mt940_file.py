@@ -147,6 +147,25 @@ def test_statements_that_cannot_be_used_say_why(data: str, code: str) -> None:
     assert head.fault[0] == code
 
 
+@pytest.mark.parametrize(
+    ("balance", "minor"),
+    [
+        ("EUR40,10", 4010), ("EUR40,1", None), ("EUR40,", None), ("EUR40", None), ("EUR4", None), ("EUR", None),
+        ("JPY40,", 40), ("JPY40", None), ("KWD40,100", 40100), ("KWD40,10", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("piece_bytes", [7, 10_000])
+def test_a_file_that_ends_in_its_closing_amount_must_show_all_of_it(balance: str, minor: int | None, piece_bytes: int) -> None:
+    currency = balance[:3]
+    data = f":20:R\n:25:A\n:28C:1/1\n:60F:C181126{currency}0,\n:62F:C181126{balance}".encode()
+    [(head, _)] = read(data, piece_bytes)
+    assert head.closing_minor == minor
+    assert (head.fault and head.fault[0]) == (None if minor else "NO_CLOSING_BALANCE")
+    # With its line end nothing was cut from the amount, however a bank writes it.
+    [(ended, _)] = read(data + b"\n", piece_bytes)
+    assert (ended.fault is None) == (balance != "EUR")
+
+
 def test_a_narrative_after_the_balance_belongs_to_no_line() -> None:
     data = text(LINES[2:3]) + ":86:about the whole statement\r\n"
     [(_, entries)] = read(data.encode())
@@ -198,10 +217,10 @@ def test_lines_do_not_depend_on_the_pieces(lines: list[bytes], piece_bytes: int)
     assert all(data[start : start + len(line)] == line for start, line in found)
 
 
-def placed(blocks: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+def placed(blocks: Iterable[tuple[int, bytes, bool]]) -> list[tuple[int, bytes]]:
     """(first byte, line) of every line."""
     found = []
-    for start, text in blocks:
+    for start, text, _ in blocks:
         for line in text.split(b"\n"):
             found.append((start, line))
             start += len(line) + 1
@@ -210,7 +229,8 @@ def placed(blocks: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
 
 def test_a_file_without_line_ends_costs_no_memory() -> None:
     pieces = [b":20:" + b"x" * 1_000_000] * 20
-    [(_, line)] = mt940.blocks(pieces)
+    [(_, line, ended)] = mt940.blocks(pieces)
+    assert not ended
     assert len(line) == mt940.MAX_LINE_BYTES
 
 
