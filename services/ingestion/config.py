@@ -31,7 +31,9 @@ class Settings(ServiceSettings):
         default="production", description="open: a source that is not among the publishers may publish for every programme"
     )
     publishers: Publishers = Field(
-        default={}, description='JSON {source: ["programme id", …] or "*"}: who may publish for which programmes'
+        default={},
+        description='JSON {source: ["programme id", …] or "*"}: who may publish for which programmes; `[]`: statements only, '
+        'which else only "*" may',
     )
     publishers_file: str = Field(default="", description="a file with the publishers, instead of the setting")
     schedule_max_days: int = Field(

@@ -101,7 +101,8 @@ def field_code(loc: Sequence[str | int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Publishers:
-    """Who may publish for which programmes. `open`: whoever is not listed may publish for all of them."""
+    """Who may publish for which programmes; for none of them (`[]`), or all (`*`), also statements. `open`: whoever is not listed
+    may publish everything."""
 
     listed: Mapping[str, Collection[str]]
     open: bool
@@ -116,6 +117,14 @@ class Publishers:
             return None
         text = f"{source} may not publish for this programme; ask Almoner's operators to allow it, then send this again"
         return Fault("INVALID_SOURCE", pointer, text)
+
+    def statement_refusal(self, source: str) -> Fault | None:
+        """Why no statement is taken of a source: one settles the payments of whatever programme."""
+        programmes = self.listed.get(source)
+        if not programmes or "*" in programmes:
+            return self.refusal(source)
+        text = f"{source} may publish for its programmes, not statements; ask Almoner's operators who may, or post it by HTTP"
+        return Fault("INVALID_SOURCE", "", text)
 
 
 def envelope_faults(

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from libs.common.clock import local_date
 from libs.common.contracts.base import EventData, PublisherId, envelope_uuid
-from libs.common.contracts.ingestion import EnvelopeAmendmentRequested, EnvelopeSubmitted
+from libs.common.contracts.ingestion import EnvelopeAmendmentRequested, EnvelopeSubmitted, StatementSubmitted
 from libs.common.contracts.registry import EVENT_BYTES
 from libs.common.envelope import Attributes, RawMessage, attributes, pointer
 from libs.common.errors import Malformed
@@ -129,6 +129,9 @@ class Reader:
             faults += self._programme_faults(attrs.source, fields)
             today = partial(local_date, received_at)
             faults += envelope_faults(fields, self._default_time_zone, today, self._days_ahead)
+        elif model is StatementSubmitted:
+            refusal = self._publishers.statement_refusal(attrs.source)
+            faults += [refusal] if refusal else []
         elif isinstance(data, EnvelopeAmendmentRequested) and all(fields[name] is None for name in AMENDABLE):
             faults.append(nothing_amended())
         envelope_id = fields.get("envelope_id")

@@ -44,7 +44,7 @@ def door(kafka: Kafka, databases: Databases, template: str, tmp_path_factory: py
         world.run(
             "ingestion",
             ALMONER_INGESTION_MODE="production",
-            ALMONER_INGESTION_PUBLISHERS='{"test": ["farmers"]}',
+            ALMONER_INGESTION_PUBLISHERS='{"test": ["farmers"], "bank": []}',
             ALMONER_INGESTION_DUPLICATE_BENEFICIARY="refuse",
             ALMONER_INGESTION_SCHEDULE_MAX_DAYS="30",
         )
@@ -163,7 +163,7 @@ def complete(world: World, name: str) -> c.SubmissionRejected:
 def statement(change: Callable[[str], str]) -> Refusal:
     def refuse(world: World, name: str) -> c.SubmissionRejected:
         text = change(statement_text(name, debits(2)))
-        return refused(world, world.publish(STATEMENTS, c.StatementSubmitted(text=text), name))
+        return refused(world, world.publish(STATEMENTS, c.StatementSubmitted(text=text), name, source="bank"))
 
     return refuse
 

@@ -72,7 +72,7 @@ def test_nobody_publishes_who_is_not_listed(world: World) -> None:
 
 
 def test_a_listed_source_keeps_to_its_programmes(world: World) -> None:
-    start(world, {"erp": ["farmers", "fishers"], "hub": ["fishers"], "bank": []})
+    process = start(world, {"erp": ["farmers", "fishers"], "hub": ["fishers"], "bank": [], "office": ["*"]})
     assert asked(world, ENVELOPES, ten("e1"), "1", "erp").data.outcome == "accepted"
     assert asked(world, ENVELOPES, ten("e2", "fishers"), "2", "erp").data.outcome == "accepted"
     for source in ("hub", "bank"):
@@ -82,8 +82,14 @@ def test_a_listed_source_keeps_to_its_programmes(world: World) -> None:
         ("INVALID_CURRENCY", "/currency"),
         ("INVALID_SOURCE", "/programme/id"),
     ]
-    text = statement_text("A", debits(1))
-    assert asked(world, STATEMENTS, c.StatementSubmitted(text=text), "4", "bank").data.outcome == "stored"
+    # A statement settles payments of whatever programme: who is listed for some of them may not send one.
+    statement = c.StatementSubmitted(text=statement_text("A", debits(1)))
+    for source in ("erp", "hub"):
+        assert codes(asked(world, STATEMENTS, statement, f"{source}-4", source)) == [("INVALID_SOURCE", "")]
+    assert world.sql("ingestion", "SELECT 1 FROM statement_files") == []
+    assert process.logged("not allowed to publish")
+    for source in ("bank", "office"):
+        assert asked(world, STATEMENTS, statement, f"{source}-4", source).data.outcome == "stored"
     # Another source's envelope of the same id is another envelope, which is not there.
     status = asked(world, ENVELOPES, c.EnvelopeStatusRequested(envelope_id="e1"), "5", "hub")
     assert codes(status) == [("DISBURSEMENT_ENVELOPE_NOT_FOUND", "/envelope_id")]

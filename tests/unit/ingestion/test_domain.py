@@ -206,6 +206,11 @@ def test_who_may_publish() -> None:
         )
     assert told([x for x in (strict.refusal("who"), strict.refusal("who", "cash", "/p")) if x]) == [("INVALID_SOURCE", "")] * 2
     assert lenient.refusal("who", "cash") is None
+    for one in (strict, lenient):
+        assert told([x for x in [one.statement_refusal("erp")] if x]) == [("INVALID_SOURCE", "")]
+        assert one.statement_refusal("hub") is one.statement_refusal("bank") is None
+    assert told([x for x in [strict.statement_refusal("who")] if x]) == [("INVALID_SOURCE", "")]
+    assert lenient.statement_refusal("who") is None
 
 
 GOOD = {
