@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _SWIFT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/-?:().,'+ "
 _SWIFT_BYTES = _SWIFT.encode() + b"\n"
@@ -35,6 +35,11 @@ def swift_lines(texts: Sequence[str], longest: int = _NARRATIVE_CHARACTERS) -> S
     ):
         return texts
     return [swift(text, longest) for text in texts]
+
+
+def are_swift(texts: Iterable[str]) -> bool:
+    """Whether each of them is such a line as it is, of any length: `swift` would change nothing of it."""
+    return all(map(_ALREADY_SWIFT.fullmatch, texts))
 
 
 MAX_ACCOUNT = 34

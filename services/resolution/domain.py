@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
+from libs.common.swift import are_swift
+
 # The two stages: the mapper is asked for addresses, a registry for zones.
 RESOLVE = "resolve"
 LOCATE = "locate"
@@ -18,7 +20,7 @@ ASKED_WRONGLY = "ASKED_WRONGLY"  # the mapper refuses how this item was asked fo
 NO_ANSWER = "NO_ANSWER"  # the answer leaves this person out, or open
 AMBIGUOUS_ANSWER = "AMBIGUOUS_ANSWER"  # the answer names this person more than once
 UNKNOWN_CODE = "UNKNOWN_CODE"  # a code we don't know: no money goes where we don't understand the answer
-ADDRESS_UNREADABLE = "ADDRESS_UNREADABLE"  # the address does not match its pattern
+ADDRESS_UNREADABLE = "ADDRESS_UNREADABLE"  # the address does not match its pattern, or no bank can be told it
 NOT_IN_REGISTRY = "NOT_IN_REGISTRY"  # the registry does not know this id
 NO_ZONE = "NO_ZONE"  # the registry knows the person, and no large or no small zone
 ZONE_UNREADABLE = "ZONE_UNREADABLE"  # the zone's id or code is longer than 64 or 200 characters, or not printable
@@ -43,6 +45,15 @@ class Home(NamedTuple):
     large_zone_code: str
     small_zone_id: str
     small_zone_code: str
+
+
+# What goes to a bank as it is, in SWIFT's character set. An e-mail address goes there too, but needs its `@`, which the set lacks.
+TO_THE_BANK = ("account_number", "bank_code", "branch_code", "mobile_number", "wallet_provider_name")
+
+
+def tellable(address: Address) -> bool:
+    """Whether a bank can be told it: in SWIFT's character set, one line each, no leading ':' or '-', no space around."""
+    return are_swift(value for name, value in address.items() if name in TO_THE_BANK)
 
 
 Reply: TypeAlias = Address | Hold

@@ -56,7 +56,10 @@ _TOO_MANY = "rjct.errors.too_many"  # of a whole request; it does not say who is
 MOST_SPLITS = 64
 # A pattern which is nothing but keys and what stands behind them, such as `^a:(?P<a>.*)\.b:(?P<b>.*)$`.
 _KEYS_AND_FIELDS = re.compile(r"\^?(?:(?:\w|\\\.)+:\(\?P<\w+>\.\*\))+\$")
+_FIELD = re.compile(r"\(\?P<(\w+)>\.\*\)")
+_FOR_THE_BANK = r"(?![ -])[A-Za-z0-9/?(),'+ -]*(?<! )"  # what `tellable` asks, without point and colon
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,80}")  # codes travel on in clear, free text might be personal
+UNTELLABLE = Hold(domain.ADDRESS_UNREADABLE, "a field is not in SWIFT's character set: no bank can be told it")
 _DOUBLED = Hold(domain.AMBIGUOUS_ANSWER, "the mapper answered more than once")
 
 _log = get("mapper")
@@ -190,10 +193,13 @@ class Spar:
             return Hold(domain.ADDRESS_UNREADABLE, "no text, too long, or not printable")
         for kind, quick, pattern, essential in self._patterns:
             if fa.endswith(kind):
-                match = quick.match(fa) or pattern.match(fa)
+                usual = quick.match(fa) if quick else None
+                match = usual or pattern.match(fa)
                 if match is None or not match[essential]:
                     return Hold(domain.ADDRESS_UNREADABLE, f"does not match the pattern of {kind}")
                 address = {name: value for name, value in match.groupdict().items() if value}
+                if not usual and not domain.tellable(address):
+                    return UNTELLABLE
                 address["fa_type"] = kind
                 return address
         return Hold(domain.ADDRESS_UNREADABLE, "ends in no known type of address")
@@ -219,11 +225,18 @@ def items(people: Sequence[tuple[str, str]], now: str) -> list[dict[str, str]]:
     ]
 
 
-def _quick(pattern: str) -> re.Pattern[str]:
-    """The same pattern for fields without point and colon, which matches several times as fast as the general one.
+def _quick(pattern: str) -> re.Pattern[str] | None:
+    """The same pattern for fields without point and colon, which matches several times as fast as the general one, and only
+    what a bank can be told. None for a pattern of another form.
 
     What it matches it matches as the other does: if no field has a colon, there is but one way to tell keys and fields apart."""
-    return re.compile(pattern.replace(".*", "[^.:]*") if _KEYS_AND_FIELDS.fullmatch(pattern) else pattern)
+    if not _KEYS_AND_FIELDS.fullmatch(pattern):
+        return None
+
+    def field(found: re.Match[str]) -> str:
+        return f"(?P<{found[1]}>{_FOR_THE_BANK if found[1] in domain.TO_THE_BANK else '[^.:]*'})"
+
+    return re.compile(_FIELD.sub(field, pattern))
 
 
 def _code(value: object) -> str:

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 
 from libs.common.workqueue import MaybeDone, NotSent
 from services.resolution import domain
-from services.resolution.adapters.spar import ESSENTIAL, MAX_ADDRESS_CHARS, Spar, items, part, refused
+from services.resolution.adapters.spar import ESSENTIAL, MAX_ADDRESS_CHARS, UNTELLABLE, Spar, items, part, refused
 from services.resolution.domain import Hold, Reply
 
 # Its word for a type of address -> ours, which is the bank's. Names of banks and branches and `strategy_id` concern nobody here.
@@ -68,4 +68,4 @@ class Spar2(Spar):
             return Hold(domain.ADDRESS_UNREADABLE, "a field is no text, or not printable")
         if sum(map(len, address.values())) > MAX_ADDRESS_CHARS or ESSENTIAL[_KINDS[kind]] not in address:
             return Hold(domain.ADDRESS_UNREADABLE, f"too long, or without {ESSENTIAL[_KINDS[kind]]}")
-        return {**address, "fa_type": _KINDS[kind]}
+        return {**address, "fa_type": _KINDS[kind]} if domain.tellable(address) else UNTELLABLE

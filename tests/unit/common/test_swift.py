@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.common.swift import swift, usable
+from libs.common.swift import are_swift, swift, usable
 
 
 @given(st.text(max_size=200), st.integers(1, 70))
@@ -15,6 +15,8 @@ def test_what_goes_to_a_bank_is_one_plain_line(text: str, longest: int) -> None:
     assert clean[0] not in ":- "
     assert clean == clean.strip()
     assert swift(clean, longest) == clean
+    assert are_swift([clean, clean])
+    assert are_swift([clean, text]) == (swift(text, 200) == text)
 
 
 @pytest.mark.parametrize(

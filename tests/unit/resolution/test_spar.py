@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.envelope import Cause
+from libs.common.swift import swift
 from libs.common.workqueue import Claim, MaybeDone, NotSent
 from services.resolution import jws
 from services.resolution.adapters.access import Access
-from services.resolution.adapters.spar import MOST_SPLITS, Spar
+from services.resolution.adapters.spar import ESSENTIAL, MOST_SPLITS, Spar
 from services.resolution.adapters.spar2 import Spar2
 from services.resolution.config import Settings
 from services.resolution.domain import Hold, Reply
@@ -155,6 +156,14 @@ def test_an_address_is_taken_apart_by_its_ending(fa: str, address: dict[str, str
         MOBILE.replace("MOBILE_WALLET", "BANK_ACCOUNT"),
         BANK.replace("111", "1\n1"),
         BANK.replace("111", "1" * 600),
+        BANK.replace("111", ":\u00e9\u2603"),
+        BANK.replace("111", "111_2"),
+        BANK.replace("a@b.example", "").replace("111", "-111"),
+        BANK.replace("B1", "\u00e9"),
+        BANK.replace("EXB", "EX B "),
+        BANK.replace("+22177", "\uff0b22177"),
+        MOBILE.replace("Wave", "W@ve"),
+        EMAIL.replace("Pay", "P\u00e4y"),
     ],
 )
 def test_an_address_which_cannot_be_read_holds_its_person(fa: str) -> None:
@@ -164,8 +173,26 @@ def test_an_address_which_cannot_be_read_holds_its_person(fa: str) -> None:
     assert "111" not in reply.message
 
 
+@pytest.mark.parametrize(
+    "told",
+    [("+22177", "+221 (77) 1-2"), ("Wave", "Orange Money/Sahel"), ("c@d.example", "\u00e9_d@d.example"), ("PP", "P_\u00e9")],
+)
+def test_what_a_bank_can_be_told_is_taken(told: tuple[str, str]) -> None:
+    """An e-mail address as it is, since it needs its `@`; and no bank is told a provider's code."""
+    for fa, fa2 in ((MOBILE, MOBILE2), (EMAIL, EMAIL2)):
+        changed = {name: value.replace(*told) if isinstance(value, str) else value for name, value in fa2.items()}
+        reply = outcome(SPAR2, changed, "succ.id.active", "succ")
+        assert reply == only(response("a", fa.replace(*told)))
+        assert isinstance(reply, dict)
+        assert set(reply.values()) == set(changed.values()) - {3}
+
+
 PIECES = [
     "",
+    " ",
+    "-",
+    "_",
+    "@",
     "1",
     "a.b",
     ":",
@@ -179,6 +206,23 @@ PIECES = [
 FIELDS = st.lists(st.sampled_from(PIECES), max_size=3).map("".join)
 
 
+def for_a_bank(fields: dict[str, str]) -> bool:
+    """Whether all of it that a bank is told is as if it had been made for one."""
+    told = ("account_number", "bank_code", "branch_code", "mobile_number", "wallet_provider_name")
+    return all(swift(fields[name], 500) == fields[name] for name in told if fields.get(name))
+
+
+@given(
+    st.lists(FIELDS | st.text(max_size=9), min_size=7, max_size=7), st.sampled_from(["BANK", "MOBILE_WALLET", "EMAIL_WALLET"])
+)
+def test_no_object_is_taken_that_a_bank_cannot_be_told(texts: list[str], kind: str) -> None:
+    names = ("account_number", "bank_code", "branch_code", "mobile_number", "email_address")
+    fields = dict(zip((*names, "wallet_provider_name", "wallet_provider_code"), texts, strict=True))
+    essential = ESSENTIAL["BANK_ACCOUNT" if kind == "BANK" else kind]
+    good = bool(fields[essential]) and all(map(str.isprintable, texts)) and for_a_bank(fields)
+    assert isinstance(outcome(SPAR2, object_of(kind, **fields), "succ.id.active", "succ"), dict if good else Hold)
+
+
 @pytest.mark.parametrize("kind", list(PATTERNS))
 @given(data=st.data())
 def test_addresses_are_taken_apart_as_their_pattern_says(kind: str, data: st.DataObject) -> None:
@@ -190,8 +234,9 @@ def test_addresses_are_taken_apart_as_their_pattern_says(kind: str, data: st.Dat
     assert found is not None
     reply = only(response("a", fa))
     if isinstance(reply, Hold):
-        assert not found[next(iter(pattern.groupindex))]
+        assert not found[next(iter(pattern.groupindex))] or not for_a_bank(found.groupdict())
     else:
+        assert for_a_bank(reply)
         assert reply == {**{name: value for name, value in found.groupdict().items() if value}, "fa_type": kind}
 
 
@@ -200,6 +245,9 @@ def test_a_pattern_of_another_form_is_taken_as_it_is() -> None:
     spar = Spar("http://mapper.example", {"BANK_ACCOUNT": pattern}, sender_id="", sender_uri="", receiver_id="", max_items=1)
     replies = spar.read(answer(response("a", "12:EXB/BANK_ACCOUNT")), "M", {"a"})
     assert replies == {"a": {"account_number": "12:EXB", "fa_type": "BANK_ACCOUNT"}}
+    held = spar.read(answer(response("a", "\u00e9:EXB/BANK_ACCOUNT")), "M", {"a"})
+    assert isinstance(held, dict)
+    assert isinstance(held["a"], Hold)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +352,12 @@ def test_an_address_of_spar_2_is_an_object(fa: dict[str, Any], address: dict[str
         {**BANK2, "branch_code": "1\n1"},
         {**MOBILE2, "mobile_number": None},
         {**EMAIL2, "fa_type": "MOBILE_WALLET"},
+        {**BANK2, "account_number": ":\u00e9\u2603"},
+        {**BANK2, "account_number": "-111"},
+        {**BANK2, "bank_code": "EX_B"},
+        {**BANK2, "branch_code": "B1 "},
+        {**MOBILE2, "mobile_number": "\uff0b22177"},
+        {**EMAIL2, "wallet_provider_name": "P\u00e4y"},
     ],
 )
 def test_an_object_which_is_no_address_holds_its_person(fa: Any) -> None:
