@@ -452,38 +452,6 @@ def test_no_answer_breaks_the_parser(header: Any, message: Any, items: list[Any]
                 assert isinstance(reply, Hold) or all(isinstance(value, str) and value for value in reply.values())
 
 
-def test_a_request_carries_one_item_per_payment() -> None:
-    body = json.loads(SPAR.request("M", "T", [("r-0", "P-1"), ("r-1", "P-1")]))
-    header = body["header"]
-    assert header == {
-        "version": "1.0.0", "message_id": "M", "message_ts": header["message_ts"], "action": "resolve", "sender_id": "almoner",
-        "sender_uri": "http://a.example", "receiver_id": "s", "total_count": 2, "is_msg_encrypted": False, "meta": {},
-    }  # fmt: skip
-    assert body["signature"] == ""
-    assert body["message"]["transaction_id"] == "T"
-    assert [(item["reference_id"], item["id"], item["scope"]) for item in body["message"]["resolve_request"]] == [
-        ("r-0", "P-1", "details"),
-        ("r-1", "P-1", "details"),
-    ]
-
-
-def test_a_request_of_spar_2_carries_one_item_per_payment() -> None:
-    body = json.loads(SPAR2.request("M", "T", [("r-0", "P-1"), ("r-1", "P-1")]))
-    header = body["request_header"]
-    assert header == {
-        "sender_app_mnemonic": "almoner", "sender_app_url": "http://a.example", "request_id": "M",
-        "request_timestamp": header["request_timestamp"], "instance_id": "s",
-    }  # fmt: skip
-    payload = body["request_body"]["request_payload"]
-    assert body["request_body"].keys() == {"pagination_request", "request_payload"}
-    assert body["request_body"]["pagination_request"] is None
-    assert payload["transaction_id"] == "T"
-    assert [(item["reference_id"], item["id"], item["scope"], item["fa"]) for item in payload["resolve_request"]] == [
-        ("r-0", "P-1", "details", ""),
-        ("r-1", "P-1", "details", ""),
-    ]
-
-
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=3), st.text(), st.text())
 @pytest.mark.parametrize("kind", [Spar, Spar2])
 def test_a_request_is_written_as_it_is_signed(kind: type[Spar], people: list[tuple[str, str]], sender: str, uri: str) -> None:
