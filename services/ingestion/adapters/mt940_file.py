@@ -2,7 +2,8 @@
 
 The fields `:61:` are read by `mt-940`, one at a time: its parser of whole files keeps only the last statement's balances,
 drops empty narrative lines (the fifth would become the fourth) and fails altogether at one bad line. Source of the format:
-SWIFT's MT940 as banks write it; the details were checked against `mt-940` 5.1.
+SWIFT's MT940 as banks write it; the details were checked against `mt-940` 5.1. Why so:
+docs/adr/0018-reading-mt940.md.
 """
 
 import hashlib
