@@ -83,18 +83,17 @@ def allocations(name: str, as_json: bool) -> None:
     with Views() as views:
         envelope = find_envelope(views, name)
         rows = views.rows(
-            """SELECT kind, id, name, sum(people)::bigint AS people, sum(minor)::bigint AS minor, count(*) AS zones FROM (
-                   SELECT 'warehouse' AS kind, warehouse_id AS id, warehouse_name AS name, z.large_zone_id, count(e.*) AS people,
-                          sum(e.amount_minor) AS minor
-                   FROM allocation.ops_zones z JOIN allocation.ops_entitlements e USING (envelope_id, small_zone_id, warehouse_id)
-                   WHERE z.envelope_id = %(id)s AND e.state = 'ALLOCATED' AND warehouse_id IS NOT NULL
-                   GROUP BY warehouse_id, warehouse_name, z.large_zone_id
-                   UNION ALL
-                   SELECT 'agency', agency_id, agency_name, z.small_zone_id, count(e.*), sum(e.amount_minor)
-                   FROM allocation.ops_zones z JOIN allocation.ops_entitlements e USING (envelope_id, small_zone_id, agency_id)
-                   WHERE z.envelope_id = %(id)s AND e.state = 'ALLOCATED' AND NOT e.given_back
-                   GROUP BY agency_id, agency_name, z.small_zone_id) AS of_zones
-               GROUP BY kind, id, name ORDER BY kind DESC, id""",
+            # A zone may be divided: people are counted where each is once, and only names come from the zones.
+            """SELECT p.kind, p.id, n.name, count(*) AS people, sum(e.amount_minor)::bigint AS minor, count(DISTINCT p.zone) AS zones
+               FROM allocation.ops_entitlements e
+               CROSS JOIN LATERAL (VALUES ('warehouse', e.warehouse_id, e.large_zone_id), ('agency', e.agency_id, e.small_zone_id))
+                          AS p (kind, id, zone)
+               LEFT JOIN (SELECT 'warehouse' AS kind, warehouse_id AS id, warehouse_name AS name
+                          FROM allocation.ops_zones WHERE envelope_id = %(id)s
+                          UNION SELECT 'agency', agency_id, agency_name FROM allocation.ops_zones WHERE envelope_id = %(id)s) AS n
+                         ON n.kind = p.kind AND n.id = p.id
+               WHERE e.envelope_id = %(id)s AND e.state = 'ALLOCATED' AND NOT e.given_back AND p.id IS NOT NULL
+               GROUP BY p.kind, p.id, n.name ORDER BY p.kind DESC, p.id""",
             id=envelope.envelope_id,
         )
     if as_json:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
         steps = [step["step"] for step in county.json("timeline", name)["steps"]]
         assert steps.count("zone reassigned") == sum("ReassignZone (19" in step for step in steps) == times
     assert county.json("books", "RICE")["balanced"]
+
+
+def test_whoever_is_served_in_a_divided_zone_is_counted_once(county: County) -> None:
+    fifth = sample.agencies()[4]
+    small = replace(fifth, serves=[(sample.PROGRAMME, "RICE-2026", "80")])  # kilograms, of 125 for two people
+    county.reference.put_agency(small)
+    county.reference.put_agency(replace(small, id=50, mnemonic="COOP-50", name="Turkana cooperative 50"))
+    county.almoner("refresh")
+    known = "SELECT 1 FROM ops_places WHERE id = '50'"
+    county.world.until(lambda: county.world.sql("allocation", known), what="the second agency of the zone")
+    county.submit("RICE")
+    total = county.until("RICE", allocated=77, held=3)["allocated_minor"]
+    served = county.json("allocations", "RICE")
+    for kind in ("warehouse", "agency"):
+        places = [one for one in served if one["kind"] == kind]
+        assert (sum(one["people"] for one in places), sum(one["minor"] for one in places)) == (77, total)
+    agencies = {one["id"]: (one["name"], one["people"], one["zones"]) for one in served if one["kind"] == "agency"}
+    assert agencies["5"] == (fifth.name, 1, 1)
+    assert agencies["50"] == ("Turkana cooperative 50", 1, 1)
 
 
 def test_books_of_goods_name_what_is_not_as_it_was(county: County) -> None:
