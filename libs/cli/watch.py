@@ -3,8 +3,11 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from libs.cli.context import (
     SERVICES,
@@ -22,11 +25,13 @@ from libs.cli.context import (
     topic,
     unit_of,
 )
+from libs.common.clock import utc_now
 from libs.common.contracts.base import CASH, GOODS
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 FLAGGED_DAYS = 7  # a flag stays for good where nothing is missing: a bank may number as it likes
+TOPIC_DAYS = 7  # later there is nothing to hear of any more: notifications may have been installed after the envelope
 CONSUMERS = ("ingestion", "resolution", "allocation", "funds", "notifications")
 
 # One row per envelope. Batches are summed for the envelopes asked for only.
@@ -60,9 +65,43 @@ LEFT JOIN allocation.ops_envelopes a ON a.envelope_id = i.envelope_id
 ORDER BY i.created_at
 """
 
+# One row per envelope. `made`: people for whom there is a notice, whatever became of it; `pending`: a notice is on its way by itself,
+# which it is not where its call has ended in ERROR; `lost`: a message of the envelope is set aside.
+TOLD = """
+SELECT w.envelope_id, coalesce(n.told, 0) AS told, coalesce(n.made, 0) AS made,
+       n.pending AND EXISTS (SELECT FROM notifications.ops_notices o WHERE o.envelope_id = w.envelope_id
+                                 AND o.state = 'PENDING' AND o.work IN ('PENDING', 'CLAIMED')) AS pending,
+       EXISTS (SELECT FROM notifications.ops_dead_letters d WHERE d.state IN ('OPEN', 'DISCARDED')
+                   AND coalesce(d.correlation_id, w.envelope_id::text) = w.envelope_id::text) AS lost
+FROM unnest(%(ids)s::uuid[]) AS w (envelope_id)
+CROSS JOIN LATERAL (SELECT sum(notices) FILTER (WHERE kind = 'BENEFICIARY')::bigint AS made,
+                           sum(notices) FILTER (WHERE kind = 'BENEFICIARY' AND state IN ('SENT', 'SUPPRESSED'))::bigint AS told,
+                           coalesce(bool_or(state = 'PENDING'), false) AS pending
+                    FROM notifications.ops_notice_counts c WHERE c.envelope_id = w.envelope_id) AS n
+"""
+
 
 def stages(views: Views, only: Any = None, limit: int = 50) -> list[Any]:
     return views.rows(STAGES, only=only, limit=limit)
+
+
+class Told:
+    """Who was told, while somebody watches. Nothing is known where notifications is not installed."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._installed = _tells()
+        self._last: dict[UUID, Any] = {}
+
+    def of(self, rows: list[Any]) -> dict[UUID, Any]:
+        """Envelope -> its row of TOLD. That counts notice by notice: of what is at rest the last answer stays."""
+        ids = [row.envelope_id for row in rows] if self._installed else []
+        resting = {
+            row.envelope_id for row in rows if row.envelope_id in self._last and at_rest(row, self._last[row.envelope_id])
+        }
+        moving = [one for one in ids if one not in resting]
+        self._last |= {one.envelope_id: one for one in self._views.rows(TOLD, ids=moving)} if moving else {}
+        return {one: self._last[one] for one in ids}
 
 
 def is_cash(row: Any) -> bool:
@@ -70,8 +109,13 @@ def is_cash(row: Any) -> bool:
     return row.benefit_type in CASH
 
 
-def at_rest(row: Any) -> bool:
-    """Nothing of this envelope moves by itself any more: it is settled, or what is left waits for an operator."""
+def at_rest(row: Any, told: Any = None) -> bool:
+    """Nothing of this envelope moves by itself any more: it is settled, or what is left waits for an operator. With its row of TOLD:
+    and nobody is about to be told."""
+    return _decided(row) and (told is None or not _telling(row, told))
+
+
+def _decided(row: Any) -> bool:
     if not is_cash(row):
         return bool(row.arrived >= row.declared and not row.planned) or row.state == "CANCELLED"
     if row.settled_at is not None:
@@ -80,6 +124,13 @@ def at_rest(row: Any) -> bool:
         return bool(row.looked_up >= row.declared)
     moving = row.waiting_minor + row.in_flight_minor + row.releasing_minor + row.outstanding_minor
     return bool(row.blocked_minor) and not moving and row.received >= row.declared and row.cut >= row.received
+
+
+def _telling(row: Any, told: Any) -> bool:
+    due = row.confirmed if is_cash(row) else row.allocated  # each of them has a notice as soon as notifications has heard of it
+    newest = max(row.created_at, row.last_confirmed_at or row.created_at)
+    gone = told.lost or utc_now() - newest > timedelta(days=TOPIC_DAYS)
+    return bool(told.pending or (told.made < due and not gone))
 
 
 def word(row: Any) -> str:
@@ -112,23 +163,41 @@ class Place:
         return max(0, self.end_offset - self.next_offset)
 
 
-def places(services: Iterable[str]) -> Iterator[Place]:
-    """Every partition of every topic that the services read; where nothing is consumed yet, from its first message on."""
-    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-    from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+@contextmanager
+def _admin() -> Iterator[Any]:
+    """Kafka's, for questions. Raises NotReachable."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
 
     from libs.cli.context import NotReachable
     from libs.common import kafka
+
+    try:
+        yield AdminClient({**kafka.connection(), "log_level": 0})
+    except KafkaException as error:
+        raise NotReachable(f"Kafka does not answer: {error.args[0].str()}; is the broker up? (`./almoner up`)") from None
+
+
+def _tells() -> bool:
+    """Whether notifications is installed: Kafka knows its consumer group, also before it has consumed anything."""
+    with _admin() as admin:
+        groups = admin.list_consumer_groups(request_timeout=5).result().valid
+    return topic("almoner-notifications") in {group.group_id for group in groups}
+
+
+def places(services: Iterable[str]) -> Iterator[Place]:
+    """Every partition of every topic that the services read; where nothing is consumed yet, from its first message on."""
+    from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+    from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+
     from libs.common.contracts.registry import TOPICS
 
-    admin = AdminClient({**kafka.connection(), "log_level": 0})
-
-    def offsets(wanted: Iterable[tuple[str, int]], spec: Any) -> dict[tuple[str, int], int]:
+    def offsets(admin: Any, wanted: Iterable[tuple[str, int]], spec: Any) -> dict[tuple[str, int], int]:
         asked = {TopicPartition(*place): spec for place in wanted}
         answers = admin.list_offsets(asked, request_timeout=5) if asked else {}
         return {(place.topic, place.partition): future.result().offset for place, future in answers.items()}
 
-    try:
+    with _admin() as admin:
         topics = admin.list_topics(timeout=5).topics
         for service in services:
             names = [topic(one.name) for one in TOPICS if service in one.consumers and topic(one.name) in topics]
@@ -137,12 +206,10 @@ def places(services: Iterable[str]) -> Iterator[Place]:
             asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=5)
             committed = {(one.topic, one.partition): one.offset for one in asked[group].result().topic_partitions or []}
             untouched = [place for place in read if committed.get(place, -1) < 0]
-            begin = {**committed, **offsets(untouched, OffsetSpec.earliest())}  # type: ignore[no-untyped-call]
-            ends = offsets(read, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+            begin = {**committed, **offsets(admin, untouched, OffsetSpec.earliest())}  # type: ignore[no-untyped-call]
+            ends = offsets(admin, read, OffsetSpec.latest())  # type: ignore[no-untyped-call]
             for place in read:
                 yield Place(service, *place, begin[place], ends[place])
-    except KafkaException as error:
-        raise NotReachable(f"Kafka does not answer: {error.args[0].str()}; is the broker up? (`./almoner up`)") from None
 
 
 def lags() -> dict[str, int]:
@@ -171,8 +238,8 @@ class Rates:
         return {name: (counts[name] - first.get(name, 0)) / seconds if seconds > 0 else 0.0 for name in counts}
 
 
-def progress(rows: list[Any]) -> dict[str, int]:
-    """Stage -> disbursements that have passed it, summed over the envelopes that have this stage."""
+def progress(rows: list[Any], told: dict[UUID, Any] | None = None) -> dict[str, int]:
+    """Stage -> disbursements that have passed it, summed over the envelopes that have this stage. `told`: rows of TOLD by envelope."""
     located = [row for row in rows if row.benefit_type != "CASH_DIGITAL"]
     paid = [row for row in rows if is_cash(row)]
     found = {
@@ -185,14 +252,17 @@ def progress(rows: list[Any]) -> dict[str, int]:
     if paid or not rows:
         found["dispatched"] = sum(row.dispatched for row in paid)
         found["confirmed"] = sum(row.confirmed + row.reversed for row in paid)
+    if told:
+        found["told"] = sum(one.told for one in told.values())
     return found
 
 
-def goals(rows: list[Any]) -> dict[str, int]:
+def goals(rows: list[Any], told: dict[UUID, Any] | None = None) -> dict[str, int]:
     """Stage -> disbursements that are to pass it."""
     without = {"allocated": ("CASH_DIGITAL",), "dispatched": GOODS, "confirmed": GOODS}
     return {
-        stage: sum(row.declared for row in rows if row.benefit_type not in without.get(stage, ())) for stage in progress(rows)
+        stage: sum(row.declared for row in rows if row.benefit_type not in without.get(stage, ()))
+        for stage in progress(rows, told)
     }
 
 
@@ -211,29 +281,32 @@ def watch(name: str | None, follow: bool, as_json: bool) -> None:
     """Show progress until nothing moves by itself any more; with `follow`, until Ctrl-C."""
     with Views() as views:
         only = find_envelope(views, name).envelope_id if name else None
-        rates, started = Rates(), time.monotonic()
+        told_of, rates, started = Told(views), Rates(), time.monotonic()
         if sys.stdout.isatty() and not as_json:
             from rich.live import Live
 
             with Live(console=console(), refresh_per_second=4) as live:
                 while True:
                     rows = stages(views, only)
-                    live.update(picture(rows, rates.add(progress(rows)), lags(), time.monotonic() - started), refresh=True)
-                    if not follow and all(at_rest(row) for row in rows):
+                    told = told_of.of(rows)
+                    rate = rates.add(progress(rows, told))
+                    live.update(picture(rows, told, rate, lags(), time.monotonic() - started), refresh=True)
+                    if not follow and all(at_rest(row, told.get(row.envelope_id)) for row in rows):
                         break
                     time.sleep(REFRESH_SECONDS)
         else:
-            watch_plainly(views, only, rates, started, follow, as_json)
+            watch_plainly(views, only, told_of, rates, started, follow, as_json)
         if not as_json:
             print(conclusion(stages(views, only)))
 
 
-def watch_plainly(views: Views, only: Any, rates: Rates, started: float, follow: bool, as_json: bool) -> None:
+def watch_plainly(views: Views, only: Any, told_of: Told, rates: Rates, started: float, follow: bool, as_json: bool) -> None:
     said: dict[str, int] = {}
     next_at = 0.0
     while True:
         rows = stages(views, only)
-        done, rest = progress(rows), all(at_rest(row) for row in rows)
+        told = told_of.of(rows)
+        done, rest = progress(rows, told), all(at_rest(row, told.get(row.envelope_id)) for row in rows)
         rate = rates.add(done)
         if rest or (time.monotonic() >= next_at and done != said):
             next_at, said = time.monotonic() + PLAIN_SECONDS, done
@@ -266,19 +339,25 @@ def left(rows: list[Any], rates: dict[str, float]) -> str:
     return f"; about {seconds:,.0f} s left" if seconds else ""
 
 
-def picture(rows: list[Any], rates: dict[str, float], behind: dict[str, int], seconds: float) -> Any:
+def picture(rows: list[Any], told: dict[UUID, Any], rates: dict[str, float], behind: dict[str, int], seconds: float) -> Any:
     """One line per stage, with a bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     of = sum(row.declared for row in rows)
-    reader = {"received": "ingestion", "looked up": "resolution", "allocated": "allocation", "confirmed": "funds"}
-    to_pass = goals(rows)
+    reader = {
+        "received": "ingestion",
+        "looked up": "resolution",
+        "allocated": "allocation",
+        "confirmed": "funds",
+        "told": "notifications",
+    }
+    to_pass = goals(rows, told)
     shown = Table(title=f"{plural(len(rows), 'envelope')}, {plural(of, 'disbursement')}", title_justify="left", box=None)
     for column in ("stage", "", "done", "per second", "lag"):
         shown.add_column(column, justify="left" if column in ("stage", "") else "right", min_width=10)
-    for stage, done in progress(rows).items():
+    for stage, done in progress(rows, told).items():
         lag = f"{behind.get(reader[stage], 0):,}" if stage in reader else ""
         bar = ProgressBar(max(to_pass[stage], 1), done, width=30, style="dim", complete_style="green", finished_style="green")
         shown.add_row(stage, bar, f"{done:,}", f"{rates[stage]:,.0f}", lag)

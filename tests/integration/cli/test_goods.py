@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,33 @@ def test_whoever_is_served_in_a_divided_zone_is_counted_once(county: County) -> 
     agencies = {one["id"]: (one["name"], one["people"], one["zones"]) for one in served if one["kind"] == "agency"}
     assert agencies["5"] == (fifth.name, 1, 1)
     assert agencies["50"] == ("Turkana cooperative 50", 1, 1)
+
+
+def test_watch_waits_until_people_are_told(county: County) -> None:
+    sql = county.world.sql
+
+    def last_line() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(county.almoner("watch", "RICE", "-o", "json").splitlines()[-1])
+        return found
+
+    county.almoner("pause", "notifications", "novu", "--yes")
+    county.submit("RICE")
+    county.until("RICE", allocated=77, held=3)
+    with ThreadPoolExecutor() as threads:
+        watching = threads.submit(last_line)
+        with pytest.raises(TimeoutError):
+            watching.result(timeout=3)
+        county.almoner("resume", "notifications", "novu", "--yes")
+        line = watching.result(timeout=60)
+    assert (line["allocated"], line["told"], line["held"], line["at_rest"]) == (77, 77, 3, True)
+
+    # What waits for an operator, it does not wait for: a provider in vain, and a message that is set aside.
+    sql("notifications", "UPDATE work SET state = 'ERROR' WHERE kind = 'novu'")
+    sql("notifications", "UPDATE notices SET state = 'PENDING' WHERE subject = 'DR26-11-0000004'")
+    assert last_line()["told"] == 76
+    sql("notifications", "DELETE FROM notices WHERE subject = 'DR26-11-0000004'")
+    sql("notifications", LETTER, topic="allocation.batches.v1")
+    assert last_line()["told"] == 76
 
 
 def test_books_of_goods_name_what_is_not_as_it_was(county: County) -> None:

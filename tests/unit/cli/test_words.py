@@ -1,6 +1,6 @@
 """What the command says, and how it ends."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +9,7 @@ from libs.cli import app
 from libs.cli.context import Usage, confirm, money, plural, table
 from libs.cli.submit import placed
 from libs.cli.watch import Rates, at_rest, goals, progress, remaining_seconds
+from libs.common.clock import utc_now
 
 
 def row(**given: object) -> SimpleNamespace:
@@ -16,7 +17,14 @@ def row(**given: object) -> SimpleNamespace:
         "received cut looked_up dispatched confirmed reversed held cancelled unknown arrived planned allocated".split(), 0
     )
     minors = dict.fromkeys("blocked_minor waiting_minor in_flight_minor releasing_minor outstanding_minor".split(), 0)
-    envelope = {"declared": 10, "benefit_type": "CASH_DIGITAL", "state": "", "funds_state": "BLOCKED", "settled_at": None}
+    envelope = {
+        "declared": 10,
+        "benefit_type": "CASH_DIGITAL",
+        "state": "",
+        "funds_state": "BLOCKED",
+        "settled_at": None,
+        "last_confirmed_at": None,
+    }
     return SimpleNamespace(**{**counts, **minors, **envelope, **given})
 
 
@@ -68,6 +76,27 @@ def test_goods_are_at_rest_when_everybody_is_allocated_or_held() -> None:
         "dispatched": 10,
         "confirmed": 10,
     }
+
+
+def test_while_somebody_is_about_to_be_told_nothing_is_at_rest() -> None:
+    now = utc_now()
+    rice = row(benefit_type="COMMODITY", arrived=10, allocated=7, held=3, created_at=now)
+
+    def told(count: int, **given: object) -> SimpleNamespace:
+        return SimpleNamespace(**{"told": count, "made": count, "pending": False, "lost": False, **given})
+
+    assert at_rest(rice, told(7))
+    assert not at_rest(rice, told(6))  # notifications has not heard of one
+    assert not at_rest(rice, told(6, made=7, pending=True))
+    assert at_rest(rice, told(5, made=7))  # failed, or unknown: that waits for an operator
+    assert at_rest(rice, told(6, lost=True))
+    old = now - timedelta(days=30)
+    assert at_rest(row(**{**vars(rice), "created_at": old}), told(0))  # before there was notifications
+    paid = row(received=10, cut=10, blocked_minor=100, confirmed=8, reversed=2, created_at=old, last_confirmed_at=now)
+    assert at_rest(paid, told(10))
+    assert not at_rest(paid, told(7))
+    assert progress([rice], {"1": told(6)})["told"] == 6  # type: ignore[dict-item]
+    assert goals([rice], {"1": told(6)})["told"] == 10  # type: ignore[dict-item]
 
 
 def test_remaining_time_leaves_out_who_is_held() -> None:
