@@ -567,19 +567,20 @@ def reassign(
     why: Why = "reassigned by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Give a zone to another agency or warehouse, before anybody is told."""
     from libs.cli.places import reassign as run
 
-    run(envelope, kind.value, zone, place, who, why, yes)
+    run(envelope, kind.value, zone, place, who, why, yes, output is Output.json)
 
 
-@app.command(epilog=examples("refresh", 'refresh --why "a cooperative has opened in Jones"'))
-def refresh(why: Why = "refreshed by an operator", who: Who = None) -> None:
-    """Have allocation read warehouses and agencies again now."""
+@app.command(epilog=examples("refresh", 'refresh --why "a cooperative has opened in Jones" --yes'))
+def refresh(why: Why = "refreshed by an operator", who: Who = None, yes: Yes = False, output: Out = Output.text) -> None:
+    """Have allocation read warehouses and agencies again now, and try whoever is held for want of them once more."""
     from libs.cli.places import refresh as run
 
-    run(who, why)
+    run(who, why, yes, output is Output.json)
 
 
 @app.command(epilog=examples('release RUN-1 --why "programme ends" --yes'))

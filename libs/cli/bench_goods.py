@@ -101,7 +101,7 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
 def load(stack: Stack, count: int) -> None:
     say(f"loading {count:,} people into the registry …")
     sample.settle(Reference(stack.addresses.database_url), dict.fromkeys(row[1] for row in sample.people(count)))
-    refresh(None, "the benchmark's warehouses and agencies are known")
+    refresh(None, "the benchmark's warehouses and agencies are known", yes=True, as_json=False)
 
 
 def wait_until_allocated(views: Views, publisher_id: str, count: int) -> float:

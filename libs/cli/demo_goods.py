@@ -83,7 +83,7 @@ class Scene:
         heading(f"{self.count:,} people in {zones} small zones; {UNREGISTERED} are not in the registry, one zone has no agency")
         for line in self.rice.read_text().splitlines()[:4]:
             print(f"  {line}")
-        almoner("refresh", "--why", "the season's warehouses and agencies are known")
+        almoner("refresh", "--why", "the season's warehouses and agencies are known", "--yes")
 
     def submit(self) -> None:
         heading("Rice in kilograms, and cash that agencies hand out")

@@ -110,7 +110,7 @@ def allocations(name: str, as_json: bool) -> None:
     )
 
 
-def reassign(name: str, kind: PlaceKind, zone: str, place: str, who: str | None, why: str, yes: bool) -> None:
+def reassign(name: str, kind: PlaceKind, zone: str, place: str, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Give a zone to another warehouse or agency before anybody is told."""
     column = "large_zone_id" if kind == "warehouse" else "small_zone_id"
     with Views() as views:
@@ -125,16 +125,34 @@ def reassign(name: str, kind: PlaceKind, zone: str, place: str, who: str | None,
         people = sum(row.planned + row.held for row in rows)
         confirm(f"Give {kind} zone {zone} ({plural(people, 'person')} not yet told) to {kind} {place}?", yes)
         command = operator.ReassignZone(
-            who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, kind=kind, zone_id=zone, place_id=place
+            who=who_am_i(who),
+            why=why,
+            envelope_id=envelope.envelope_id,
+            kind=kind,
+            zone_id=zone,
+            place_id=place,
+            expected=int(people),
         )
         touched = send_command(views, "allocation", str(envelope.envelope_id), command)
+    if as_json:
+        print_json({"touched": touched})
+        return
     print(f"{kind} {place} serves {plural(touched, 'person')} of zone {zone} now")
 
 
-def refresh(who: str | None, why: str) -> None:
-    """Have allocation read warehouses and agencies again now."""
+def refresh(who: str | None, why: str, yes: bool, as_json: bool) -> None:
+    """Have allocation read warehouses and agencies again now, and try all who are held in a zone that is known once more."""
     with Views() as views:
+        held = views.one(
+            """SELECT count(DISTINCT (envelope_id, small_zone_id)) AS zones, coalesce(sum(held), 0)::bigint AS people
+               FROM allocation.ops_zones WHERE held > 0"""
+        )
+        again = f"{plural(held.people, 'person')} held in {plural(held.zones, 'zone')}"
+        confirm(f"Read warehouses and agencies again, and try {again} once more?", yes)
         send_command(views, "allocation", "reference", operator.RefreshReference(who=who_am_i(who), why=why))
+    if as_json:
+        print_json({"touched": held.people, "zones": held.zones})
+        return
     print("allocation reads warehouses and agencies again; zones that were held for want of them follow")
 
 

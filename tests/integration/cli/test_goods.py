@@ -64,7 +64,7 @@ def county(world: World, tmp_path: Path) -> Iterator[County]:
         for process in world.processes:
             world.until(process.ready, what=f"{process.name} being ready")
         found = County(world, tmp_path, reference)
-        found.almoner("refresh")
+        found.almoner("refresh", "--yes")
         yield found
 
 
@@ -82,7 +82,9 @@ def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
     assert (first["agency_id"], first["agency_chosen_by"]) == ("1", "ONLY_ONE")
     other = "5" if first["warehouse_id"] == "1" else "1"  # two stores serve the first county
     why = ("--why", "the other one was flooded", "--yes")
-    assert "serves 19 people" in county.almoner("reassign", "RICE", "KE-1", other, "--kind", "warehouse", *why)
+    assert county.json("reassign", "RICE", "KE-1", other, "--kind", "warehouse", *why) == {"touched": 19}
+    [asked] = world.sql("allocation", "SELECT detail FROM ops_audit WHERE action = 'almoner.operator.ReassignZone.v1'")
+    assert json.loads(asked.detail)["expected"] == 19  # as many as the operator was shown
     refused = county.run("reassign", "RICE", "KE-2-01", "1", *why, code=1)  # serves another ward
     assert "KE-2-01" in refused.stderr or "serve" in refused.stderr
     again = {one["small_zone_id"]: one for one in county.json("zones", "RICE")}
@@ -95,6 +97,9 @@ def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
     served = {(one["kind"], one["id"]): one["people"] for one in county.json("allocations", "RICE")}
     assert (served["warehouse", other], served["agency", "1"]) == (19, 1)
     assert county.run("reassign", "RICE", "KE-1", "1", "--kind", "warehouse", *why, code=1).stderr  # they have been told
+
+    assert "2 people held in 1 zone" in county.run("refresh", code=2).stderr  # nobody can be asked
+    assert county.json("refresh", "--yes") == {"touched": 2, "zones": 1}
 
     [stranger] = [one["beneficiary_id"] for one in county.json("held") if one["reason"] == "NOT_IN_REGISTRY"]
     county.reference.put_people([(stranger, *sample.zone(stranger))])
@@ -134,7 +139,7 @@ def test_whoever_is_served_in_a_divided_zone_is_counted_once(county: County) -> 
     small = replace(fifth, serves=[(sample.PROGRAMME, "RICE-2026", "80")])  # kilograms, of 125 for two people
     county.reference.put_agency(small)
     county.reference.put_agency(replace(small, id=50, mnemonic="COOP-50", name="Turkana cooperative 50"))
-    county.almoner("refresh")
+    county.almoner("refresh", "--yes")
     known = "SELECT 1 FROM ops_places WHERE id = '50'"
     county.world.until(lambda: county.world.sql("allocation", known), what="the second agency of the zone")
     county.submit("RICE")
