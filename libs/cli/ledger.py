@@ -29,7 +29,8 @@ CREATE TABLE payment (
 ) WITHOUT ROWID;
 CREATE TABLE instruction (instruction INTEGER PRIMARY KEY, batch TEXT, created INT, dispatched INT);  -- times in Unix ms
 CREATE TABLE held (e INT, id TEXT, minor INT, reason TEXT, batch TEXT, at INT, PRIMARY KEY (e, id)) WITHOUT ROWID;
-CREATE TABLE repaid (e INT, id TEXT, minor INT, instruction INT, position INT);  -- the reversed payment, if there was one
+CREATE TABLE repaid (instruction INT, position INT);  -- a reversed payment
+CREATE TABLE given_back (e INT, id TEXT, PRIMARY KEY (e, id)) WITHOUT ROWID;  -- to the sponsor, and not repaid since
 CREATE TABLE cancelled (
     e INT, id TEXT, minor INT, in_block INT, released INT, batch TEXT, at INT, PRIMARY KEY (e, id)
 ) WITHOUT ROWID;
@@ -105,7 +106,7 @@ class Ledger:
     # What the services' rows say.
 
     def load_rows(self, views: Views) -> None:
-        """Disbursements, payments, holds, repayments and cancellations of the envelopes; all statement exceptions."""
+        """Disbursements, payments, holds, repayments, releases and cancellations of the envelopes; all statement exceptions."""
         ids, number = self.envelopes, self.numbers
         chosen = "WHERE envelope_id = ANY(%(ids)s::uuid[])"
         self._fill(
@@ -159,10 +160,23 @@ class Ledger:
         self._fill(
             "repaid",
             (
-                (number[row.envelope_id], row.disbursement_id, row.amount_minor, row.instruction, row.position)
+                (row.instruction, row.position)
                 for row in views.stream(
-                    f"""SELECT envelope_id, disbursement_id, amount_minor, instruction, position FROM funds.ops_repayments
-                        {chosen} AND state IN ('PAYING', 'CANCELLED')""",
+                    f"""SELECT instruction, position FROM funds.ops_repayments
+                        {chosen} AND state IN ('PAYING', 'CANCELLED') AND instruction IS NOT NULL""",
+                    ids=ids,
+                )
+            ),
+        )
+        self._fill(
+            "given_back",
+            (
+                (number[row.envelope_id], row.disbursement_id)
+                for row in views.stream(
+                    f"""SELECT envelope_id, disbursement_id FROM funds.ops_given_back g {chosen} AND NOT EXISTS (
+                            SELECT 1 FROM funds.ops_repayments r
+                            WHERE r.envelope_id = g.envelope_id AND r.disbursement_id = g.disbursement_id
+                              AND r.release_id = g.release_id AND r.state IN ('PAYING', 'CANCELLED'))""",
                     ids=ids,
                 )
             ),

@@ -12,6 +12,7 @@ _NOWHERE = f"""
     AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.e = d.e AND p.id = d.id AND {_PLACE})
     AND NOT EXISTS (SELECT 1 FROM held h WHERE h.e = d.e AND h.id = d.id)
     AND NOT EXISTS (SELECT 1 FROM cancelled c WHERE c.e = d.e AND c.id = d.id)
+    AND NOT EXISTS (SELECT 1 FROM given_back g WHERE g.e = d.e AND g.id = d.id)
 """
 
 
@@ -147,20 +148,14 @@ def one_place_each(evidence: Evidence) -> Iterator[str]:
 
 
 def nobody_is_lost(evidence: Evidence) -> Iterator[str]:
-    """Once all has arrived and nothing waits or is released, each disbursement must be in one place."""
+    """Once all has arrived and nothing waits, each disbursement must be in one place, or its money given back."""
     for number, row in enumerate(evidence.rows):
-        if not row.blocked_minor or row.waiting_minor or row.releasing_minor or row.released_minor:
+        if not row.blocked_minor or row.waiting_minor:
             continue
         for lost in evidence.ledger.query(f"SELECT id, minor FROM ({_NOWHERE})", number):
             yield f"{evidence.names[number]}: disbursement {lost['id']} of {lost['minor']} is nowhere"
 
 
 def _nowhere(evidence: Evidence, number: int) -> int:
-    """Money of disbursements in no other place: not yet at funds. Those who were held and then released are not in it, and
-    those of them who were repaid are in another place."""
-    envelope_id = evidence.rows[number].envelope_id
-    sql = f"SELECT coalesce(sum(minor), 0) AS minor FROM ({_NOWHERE})"
-    nowhere = int(next(evidence.ledger.query(sql, number))["minor"])
-    released = sum(release.amount_minor for release in evidence.releases if release.envelope_id == envelope_id)
-    repaid = evidence.sum("repaid", number, "instruction IS NULL")
-    return nowhere - int(released - repaid - evidence.sum("cancelled", number, "in_block AND released"))
+    """Money of disbursements in no place: not yet at funds."""
+    return int(next(evidence.ledger.query(f"SELECT coalesce(sum(minor), 0) AS minor FROM ({_NOWHERE})", number))["minor"])

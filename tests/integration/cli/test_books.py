@@ -71,6 +71,23 @@ def test_one_row_altered_is_named(paid: tuple[Town, list[str]]) -> None:
     assert town.json("books", "E1")["balanced"]
 
 
+def test_who_vanishes_is_named_where_others_were_given_back(town: Town) -> None:
+    ids = town.submit("E1", 6, strangers=2)
+    world = town.world
+    world.until(lambda: town.json("status", "E1")["confirmed"] == 4, what="4 confirmations")
+    world.until(lambda: town.json("status", "E1")["held"] == 2, what="2 held")
+    town.almoner("cancel", "E1", "--disbursement", ids[4], "--yes")
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM releases WHERE state = 'RELEASED'"))
+    world.until(lambda: idle(world))
+    assert town.json("books", "E1")["balanced"]
+
+    lose = "DELETE FROM held WHERE disbursement_id = %(id)s AND state = 'HELD' RETURNING amount_minor"
+    [lost] = world.sql("funds", lose, id=ids[5])
+    found = findings(town, "database")
+    nowhere = f"envelope E1: disbursement {ids[5]} of {lost.amount_minor} is nowhere"
+    assert [finding for finding in found if "nowhere" in finding] == [nowhere]
+
+
 def copied(world: World, prefix: str, change: Callable[[str, dict[str, Any]], bool], begun: bool = True) -> dict[str, str]:
     """The topics under another prefix, with the one event that `change` alters (it returns True once) or, emptied, takes away. Not
     `begun`: each partition had something before."""
@@ -233,6 +250,13 @@ def test_books_of_who_was_paid_again_balance_and_name_a_repayment_nobody_asked_f
     town.almoner("cancel", "E1", "--disbursement", ids[1], "--yes")
     world.until(lambda: world.sql("funds", "SELECT 1 FROM releases WHERE reason = 'CANCELLED' AND state = 'RELEASED'"))
     balanced(confirmed=10, reversed=2)
+
+    # Given back once is not where somebody is who was repaid since.
+    payment = "UPDATE payments SET disbursement_id = %(new)s WHERE disbursement_id = %(id)s"
+    world.sql("funds", payment, id=ids[-1], new="X")
+    assert any(f"disbursement {ids[-1]} of " in finding and "nowhere" in finding for finding in findings(town, "database"))
+    world.sql("funds", payment, id="X", new=ids[-1])
+    assert town.json("books", "E1")["balanced"]
 
     world.sql("funds", "UPDATE repayments SET state = 'REFUSED' WHERE disbursement_id = %(id)s", id=ids[0])
     found = findings(town, "database")
