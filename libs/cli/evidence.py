@@ -8,6 +8,7 @@ from libs.cli.context import Views
 from libs.cli.ledger import Ledger
 
 PARTS = ("waiting", "in_flight", "unknown", "held", "dispatched", "releasing", "released")
+MOVED = ("in_flight", "unknown", "dispatched", "released")  # parts which nothing can be in without a block
 ENDS = ("outstanding", "confirmed", "reversed")
 POSITION = ("blocked", *PARTS, *ENDS)
 # Part of the position -> the state of its payments.

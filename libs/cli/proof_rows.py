@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from libs.cli.evidence import ENDS, LIVE, PARTS, POSITION, STATE_OF, Evidence
+from libs.cli.evidence import ENDS, LIVE, MOVED, PARTS, POSITION, STATE_OF, Evidence
 
 # Where a disbursement is: a reversed payment is not its place any more once it is repaid, or cancelled before it could be.
 _PLACE = f"""{LIVE} AND NOT (p.state = 'REVERSED' AND EXISTS (
@@ -20,6 +20,11 @@ def identities(evidence: Evidence) -> Iterator[str]:
     for name, row in zip(evidence.names, evidence.rows, strict=True):
         position = {part: getattr(row, f"{part}_minor") for part in POSITION}
         parts, ends = sum(position[part] for part in PARTS), sum(position[part] for part in ENDS)
+        moved = ", ".join(f"{part} {position[part]}" for part in MOVED if position[part])
+        if not position["blocked"] and moved:
+            ours = [block for block in evidence.blocks if block.envelope_id == row.envelope_id]
+            blocks = ", ".join(f"block {block.block} of {block.amount_minor} is {block.state}" for block in ours)
+            yield f"{name}: blocked is 0, and {moved}: {blocks or 'there is no block'}"
         if position["blocked"] and position["blocked"] != parts:
             yield f"{name}: blocked is {position['blocked']}, its parts add up to {parts}"
         if position["dispatched"] != ends:

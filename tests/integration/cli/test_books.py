@@ -71,6 +71,18 @@ def test_one_row_altered_is_named(paid: tuple[Town, list[str]]) -> None:
     assert town.json("books", "E1")["balanced"]
 
 
+def test_money_that_moved_without_a_block_is_named(paid: tuple[Town, list[str]]) -> None:
+    town, _ = paid
+    sql = town.world.sql
+    [block] = sql("funds", "SELECT amount_minor FROM blocks")
+    moved = f"envelope E1: blocked is 0, and dispatched {town.json('status', 'E1')['dispatched_minor']}: "
+
+    sql("funds", "UPDATE blocks SET state = 'VOID', bank_reference = NULL")
+    assert f"{moved}block 1 of {block.amount_minor} is VOID" in findings(town, "database")
+    sql("funds", "DELETE FROM blocks")
+    assert f"{moved}there is no block" in findings(town, "database")
+
+
 def test_who_vanishes_is_named_where_others_were_given_back(town: Town) -> None:
     ids = town.submit("E1", 6, strangers=2)
     world = town.world
