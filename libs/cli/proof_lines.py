@@ -102,6 +102,8 @@ def line_has_its_payment(evidence: Evidence) -> Iterator[str]:
 def bookings_that_count_twice(evidence: Evidence) -> Iterator[str]:
     """One booking of the bank, by its own reference, and two payments that it confirms: no sum shows that. Looked for here, since
     looking at each line as it comes would cost most of what reconciling it does."""
+    # To be asked about, and no fault of the books: there are banks which give every line of a list the list's own reference, and the
+    # lines themselves do not tell that from one booking taken for two.
     for row in evidence.ledger.query(
         """SELECT l.bank_reference, count(DISTINCT p.reference) AS payments, min(p.reference) AS first, max(p.reference) AS last
            FROM payment p JOIN line l ON l.statement = p.confirmed_by AND l.line = p.confirmed_line

@@ -226,6 +226,26 @@ def test_one_event_or_one_line_altered_is_named(paid: tuple[Town, list[str]]) ->
     assert found
     assert all(ids[6] in finding and reference.reference in finding for finding in found)
 
+    debits: list[tuple[str, str]] = []  # the bank's reference and ours
+
+    def the_same_booking(topic: str, data: dict[str, Any]) -> bool:
+        lines = data["lines"] if topic == "ingestion.statements.v1" and "chunk" in data else {"mark": []}
+        for place, mark in enumerate(lines["mark"]):
+            if mark == "D":
+                debits.append((lines["bank_reference"][place], lines["customer_reference"][place]))
+            if len(debits) == 2:
+                lines["bank_reference"][place] = debits[0][0]
+                return True
+        return False
+
+    report = town.json("books", code=0, **copied(town.world, f"{town.world.name}e.", the_same_booking))
+    (booking, first), (_, second) = debits
+    assert report["balanced"]
+    [note] = report["notes"]
+    assert note.startswith(f"the bank's reference {booking} confirms 2 payments, ")
+    assert first in note
+    assert second in note
+
 
 def test_books_of_who_was_paid_again_balance_and_name_a_repayment_nobody_asked_for(paid: tuple[Town, list[str]]) -> None:
     town, ids = paid
