@@ -127,6 +127,7 @@ class CallOut(Protocol):
     kind: str
     exclusive: bool  # settle under the envelope's exclusive lock instead of the shared one
     read: bool  # changes nothing at the other side: nothing about it is ever unknown
+    waits_out_outages: bool  # while the other side is not there, no attempt counts towards `max_attempts`: it waits, PENDING
 
     def take(self, tx: Tx, claims: Sequence[Claim]) -> Mapping[str, Any]:
         """subject -> request to call with, or Unknown, Void, Later. Runs under the envelopes' shared locks.
@@ -393,14 +394,15 @@ class Worker:
         """Guarded by the lease token. None: the lease was taken over or voided, and only the attempt's own story is written."""
         limits = self._limits
         ambiguous = isinstance(answer, MaybeDone)
+        waits = self._callout.waits_out_outages and not isinstance(answer, Done) and answer.outage
         state: State | None = tx.one(
             """WITH settled AS (
                    UPDATE work SET
                        state = CASE WHEN %(done)s THEN 'DONE'
                                     WHEN %(ambiguous)s AND NOT %(repeatable)s THEN 'UNKNOWN'
-                                    WHEN tries < %(max_attempts)s AND NOT %(final)s THEN 'PENDING'
+                                    WHEN tries - %(given_back)s < %(max_attempts)s AND NOT %(final)s THEN 'PENDING'
                                     WHEN ambiguous OR %(ambiguous)s THEN 'UNKNOWN' ELSE 'ERROR' END,
-                       ambiguous = NOT %(done)s AND (ambiguous OR %(ambiguous)s),
+                       tries = tries - %(given_back)s, ambiguous = NOT %(done)s AND (ambiguous OR %(ambiguous)s),
                        code = %(code)s, message = %(message)s, attempts_finished = attempts_started,
                        due_at = clock_timestamp() + make_interval(secs => %(backoff)s),
                        lease_token = NULL, leased_until = NULL, updated_at = clock_timestamp()
@@ -418,6 +420,7 @@ class Worker:
             ambiguous=ambiguous,
             repeatable=not ambiguous or answer.repeatable,  # type: ignore[union-attr]
             max_attempts=limits.max_attempts,
+            given_back=int(waits),
             final=isinstance(answer, NotSent) and answer.final,
             outcome=type(answer).__name__,
             code=None if isinstance(answer, Done) else answer.code,

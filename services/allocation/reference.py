@@ -44,6 +44,7 @@ class Reference:
     kind = KIND
     exclusive = True
     read = True
+    waits_out_outages = False
 
     def __init__(self, settings: Settings, pbms: Pbms | None, topic: Topic, sealer: Sealer, outbox: Outbox) -> None:
         self._source = settings.reference_source

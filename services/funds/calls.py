@@ -56,6 +56,7 @@ class _Call:
     """What the four have in common: settings, banks, outbox."""
 
     read = False
+    waits_out_outages = False
 
     def __init__(self, settings: Settings, banks: Mapping[str, Bank], sealer: Sealer, outbox: Outbox) -> None:
         self._settings = settings

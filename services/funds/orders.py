@@ -39,6 +39,7 @@ class Orders:
     kind = KIND
     exclusive = False
     read = True  # at every bank: ports.Capabilities
+    waits_out_outages = False
 
     def __init__(self, settings: Settings, banks: Mapping[str, Bank]) -> None:
         self._sponsors = settings.sponsors

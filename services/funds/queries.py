@@ -44,6 +44,7 @@ class Queries:
     kind = KIND
     exclusive = False
     read = True  # at every bank that offers it: ports.Capabilities
+    waits_out_outages = False
 
     def __init__(self, banks: Mapping[str, Bank]) -> None:
         self._banks = banks

@@ -40,6 +40,7 @@ class Deliver:
 
     exclusive = False  # guarded by the mailing's own row
     read = False
+    waits_out_outages = True  # who is to be told can wait; an answer that was lost on the way only as long as its key is known
 
     def __init__(
         self, name: str, settings: Settings, channel: Channel, templates: Templates, sealer: Sealer, outbox: Outbox
@@ -56,7 +57,7 @@ class Deliver:
         numbers = [int(claim.subject) for claim in claims]
         store.lock_mailings(tx, numbers)
         muted = store.mute(tx, numbers)
-        mailings = store.take_mailings(tx, numbers)
+        mailings = store.take_mailings(tx, numbers, [int(claim.subject) for claim in claims if claim.ambiguous])
         news: list[Outgoing] = []
         for claim in claims:
             if changed := muted.get(int(claim.subject)):

@@ -12,7 +12,6 @@ from libs.common.config import (
     Concurrency,
     Enabled,
     LeaseSeconds,
-    MaxAttempts,
     PollSeconds,
     ServiceSettings,
     TimeoutSeconds,
@@ -20,6 +19,14 @@ from libs.common.config import (
 from libs.common.workqueue import MARGIN_SECONDS
 
 ChannelName = Literal["novu", "smtp", "file", "none"]
+MaxAttempts = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=100,
+        description="then the work is in ERROR, until `almoner retry`; while the provider is away none is used up",
+    ),
+]
 CallsPerSecond = Annotated[float, Field(ge=0, le=10_000, description="per replica; 0: no limit")]
 BreakerFailures = Annotated[int, Field(ge=0, description="in a row without an answer pause this replica's calls; 0: none do")]
 BreakerSeconds = Annotated[

@@ -60,7 +60,7 @@ class Mailing:
     instruction: int | None
     page_items: int
     wait_seconds: float
-    age_seconds: float  # since it was first attempted
+    age_seconds: float  # since the first attempt that may have come to something
     notices: list[NoticeRow] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     instruction_items: list[tuple[str, int, str]] | None = None  # (disbursement, amount, agency)
@@ -353,16 +353,17 @@ def mute(tx: Tx, numbers: Sequence[int]) -> dict[int, "list[Changed]"]:
     return found
 
 
-def take_mailings(tx: Tx, numbers: Sequence[int]) -> dict[int, Mailing]:
-    """Locked mailings with what is to be sent of them, complete; those that may go now count as attempted from here."""
+def take_mailings(tx: Tx, numbers: Sequence[int], ambiguous: Sequence[int]) -> dict[int, Mailing]:
+    """Locked mailings with what is to be sent of them, complete; those that may go now count as attempted from here, unless they
+    are ambiguous: since before."""
     rows = tx.rows(
         f"SELECT {_MAILING} FROM mailings m JOIN batches b USING (batch_id) WHERE m.mailing = ANY(%(ids)s::bigint[])",
         ids=list(numbers),
     )
     tx.run(
         """UPDATE mailings SET attempted_at = clock_timestamp() WHERE mailing = ANY(%(ids)s::bigint[])
-           AND attempted_at IS NULL AND coalesce(not_before <= clock_timestamp(), true)""",
-        ids=list(numbers),
+           AND coalesce(not_before <= clock_timestamp(), true)""",
+        ids=sorted({*numbers} - {*ambiguous}),
     )
     return _complete(tx, rows, pending_only=True)
 

@@ -59,6 +59,7 @@ class _Asking(ABC):
     kind: str
     exclusive = False  # guarded by the part's own row
     read = True
+    waits_out_outages = False
 
     def __init__(self, sealer: Sealer, outbox: Outbox) -> None:
         self._sealer = sealer

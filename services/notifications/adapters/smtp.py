@@ -125,6 +125,8 @@ class Smtp:
             code, text = server.mail(self._sender, extended)
             if 500 <= code < 600:
                 return Outcome("PENDING", SENDER_REFUSED), SENDER_REFUSED
+            if 400 <= code < 500:  # before it was told whom it is for: it takes no mail at all now
+                return Outcome("PENDING", f"SMTP_{code}"), f"SMTP_{code}"
             if 200 <= code < 300:
                 code, text = server.rcpt(recipient)
             if not 200 <= code < 300:
@@ -170,8 +172,10 @@ def _refused(code: int, text: bytes | str) -> Outcome:
 
 def _not_reached(error: Exception) -> NotSent:
     """Nothing was handed over. What the server wants differently somebody has to configure."""
-    final = isinstance(error, smtplib.SMTPAuthenticationError | smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError)
-    number = f" {error.smtp_code}" if isinstance(error, smtplib.SMTPResponseException) else ""
+    code = error.smtp_code if isinstance(error, smtplib.SMTPResponseException) else 0
+    wanted = smtplib.SMTPAuthenticationError | smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError
+    final = isinstance(error, wanted) and not 400 <= code < 500  # 454: whoever knows the passwords is away
+    number = f" {code}" if code else ""
     return NotSent("NOT_REACHED", type(error).__name__ + number, final=final, outage=not final)
 
 

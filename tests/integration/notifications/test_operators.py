@@ -162,11 +162,12 @@ def test_a_webhook_that_is_forged_or_makes_no_sense_changes_nothing(world: World
 def test_a_lost_answer_ends_when_novu_tells_of_a_delivery(world: World, novu: NovuAdmin, mail: MailAdmin) -> None:
     batch = Batch(world, 2)
     novu.add_fault("error_500_after")
-    process = run(world, novu, mail, NOVU_MAX_ATTEMPTS="2", **NOBODY)
+    process = run(world, novu, mail, NOVU_KEY_HOURS="0.0005", **NOBODY)  # two seconds
     batch.publish(batch.allocated())
     world.until(lambda: [row.state for row in of_people(world, batch)] == ["UNKNOWN"] * 2)
     novu.set(api_key="key", webhook_url=f"{process.http_url}/webhooks/novu", webhook_secret="a secret of tests")
     first, second = of_people(world, batch)
+    assert (first.code, second.code) == ("KEY_EXPIRED", "KEY_EXPIRED")
     novu.tell(("message.delivered", str(first.notice_id)), ("message.bounced", str(second.notice_id)))
     assert [(row.state, row.code) for row in of_people(world, batch)] == [("SENT", None), ("FAILED", "BOUNCED")]
     assert not world.sql("notifications", "SELECT 1 FROM ops_work WHERE state = 'UNKNOWN'")

@@ -173,6 +173,54 @@ def test_providers_that_are_out_of_order_are_waited_for_and_a_lost_answer_is_ask
     assert len(said(world)) == 153
 
 
+@pytest.mark.parametrize("channel", ["novu", "smtp", "file"])
+def test_an_outage_is_waited_out_however_many_attempts_that_takes(
+    world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path, channel: str
+) -> None:
+    """Nobody is there, or nobody is ready: Novu and the mail server, whose outage is of both kinds, and a folder that is a file."""
+    folder = tmp_path / "notices"
+    folder.write_text("in the way")
+    for admin, path in ((novu, None), (mail, "MAIL")):
+        admin.add_fault("error_503", path=path, count=3)
+        admin.add_fault("down", path=path)
+    limits = {"MAX_ATTEMPTS": "2", "BACKOFF_FIRST_SECONDS": "0.05", "BACKOFF_MAX_SECONDS": "0.1", "BREAKER_FAILURES": "0"}
+    settings = {f"{channel.upper()}_{name}": text for name, text in limits.items()}
+    batch = Batch(world, 3)
+    run(world, novu, mail, BENEFICIARY_CHANNEL=channel, FILE_FOLDER=str(folder), **NOBODY, **settings)
+    batch.publish(batch.allocated())
+    tried = "SELECT 1 FROM ops_attempts WHERE outcome <> 'Done'"
+    world.until(lambda: len(world.sql("notifications", tried)) >= 8, what="attempts in vain")
+    assert {row.state for row in world.sql("notifications", "SELECT state FROM ops_work")} <= {"PENDING", "CLAIMED"}
+    nobody = {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2}
+    assert states(world, batch) == {**nobody, ("BENEFICIARY", "PENDING"): 3}
+    folder.unlink()
+    novu.delete_faults()
+    mail.delete_faults()
+    until_states(world, batch, {**nobody, ("BENEFICIARY", "SENT"): 3})
+    everything_is_said_once(world, batch)
+    people = [batch.person(number) for number in range(3)]
+    assert told(novu, batch) == (people if channel == "novu" else [])
+    assert len(mailed(mail, batch)) == (3 if channel == "smtp" else 0)
+    assert not folder.exists() or len(list(folder.iterdir())) == 3
+
+
+def test_an_outage_in_which_nothing_was_sent_uses_up_no_time_of_the_key(world: World, novu: NovuAdmin, mail: MailAdmin) -> None:
+    """The key is known from the first request that may have been taken: an answer that is lost after the outage is asked for."""
+    batch = Batch(world, 3)
+    busy = novu.add_fault("error_429")
+    novu.add_fault("error_500_after", count=1)  # the next that counts
+    limits = {"NOVU_BACKOFF_FIRST_SECONDS": "0.05", "NOVU_BACKOFF_MAX_SECONDS": "0.1", "NOVU_BREAKER_FAILURES": "0"}
+    run(world, novu, mail, NOVU_KEY_HOURS="0.001", **NOBODY, **limits)
+    batch.publish(batch.allocated())
+    late = "SELECT 1 FROM ops_attempts GROUP BY subject HAVING max(started_at) - min(started_at) > interval '4 s'"
+    world.until(lambda: world.sql("notifications", late), what="more than the 3.6 s of the key")
+    novu.delete_faults(busy)
+    until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "SENT"): 3})
+    outcomes = world.sql("notifications", "SELECT outcome FROM ops_attempts ORDER BY attempt DESC LIMIT 3")
+    assert [row.outcome for row in outcomes] == ["Done", "MaybeDone", "NotSent"]
+    assert told(novu, batch) == [batch.person(number) for number in range(3)]
+
+
 def test_a_refusal_is_of_one_person_and_tells_why_without_telling_whom(world: World, novu: NovuAdmin, mail: MailAdmin) -> None:
     batch = Batch(world, 8)
     novu.refuse({batch.person(2): "invalid_recipients"})

@@ -95,6 +95,7 @@ class Asking:
     kind = "ask"
     exclusive = False
     read = False
+    waits_out_outages = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -73,8 +73,10 @@ def server(script: Script) -> Iterator[tuple[int, list[str]]]:
             listening.shutdown()
 
 
-def send(port: int, messages: list[Message], lease_seconds: float = 60.0) -> list[Outcome] | NotSent | MaybeDone:
-    channel = Smtp("127.0.0.1", port, "none", "", "", "almoner@almoner.example", "")
+def send(
+    port: int, messages: list[Message], lease_seconds: float = 60.0, username: str = ""
+) -> list[Outcome] | NotSent | MaybeDone:
+    channel = Smtp("127.0.0.1", port, "none", username, "password", "almoner@almoner.example", "")
     deadline = time.monotonic() + lease_seconds
     claim = Claim("smtp", "1", 0, uuid4(), uuid4(), 1, False, deadline, 2.0, Cause("x"))
 
@@ -105,6 +107,7 @@ def not_sent(code: str, final: bool = False) -> Callable[[object], bool]:
         ({"GREETING": None}, not_sent("NOT_REACHED"), 0),
         ({"GREETING": b"554 go away\r\n"}, not_sent("NOT_REACHED"), 0),
         ({"MAIL": None}, not_sent("CONNECTION_LOST"), 0),
+        ({"MAIL": b"451 4.3.0 later\r\n"}, not_sent("SMTP_451"), 0),  # nobody's mail: an outage, which is waited out
         ({"MAIL": b"553 5.1.8 bad sender\r\n"}, not_sent("SENDER_REFUSED", final=True), 0),
         (
             {"RCPT": b"550 5.1.1 p@people.example is nobody\r\n"},
@@ -126,6 +129,13 @@ def test_what_a_server_says_or_does_not_say(change: Script, expected: Callable[[
         found = send(port, [message(), message("q@people.example")])
     assert expected(found), found
     assert len(arrived) == arrive
+
+
+@pytest.mark.parametrize(("said", "final"), [(b"535 5.7.8 no\r\n", True), (b"454 4.7.0 later\r\n", False)])
+def test_who_is_not_let_in_has_to_be_seen_to_unless_the_server_says_for_now(said: bytes, final: bool) -> None:
+    with server({**GOOD, "EHLO": b"250-hello\r\n250 AUTH PLAIN\r\n", "AUTH": said}) as (port, _):
+        found = send(port, [message()], username="almoner")
+    assert found == NotSent("NOT_REACHED", f"SMTPAuthenticationError {said[:3].decode()}", final=final, outage=not final)
 
 
 def test_an_answer_that_never_ends_is_cut_off() -> None:
