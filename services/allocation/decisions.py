@@ -243,7 +243,8 @@ class Decisions:
     # --- reassign -----------------------------------------------------------------------------------------------------
 
     def reassign(self, tx: Tx, event: Event[operator.ReassignZone]) -> int:
-        """A command: give a zone to another place before anybody was told. Returns how many people live there."""
+        """A command: give a zone to another place, for whoever of it was not told yet; who was stays where they are. Returns how
+        many people that is."""
         command, cause = event.data, cause_of(event)
         envelope_id, kind, zone_id, place_id = command.envelope_id, command.kind, command.zone_id, command.place_id
         tx.lock_exclusive([lock_key(SERVICE, envelope_id)])
@@ -255,9 +256,9 @@ class Decisions:
         if envelope.goods and envelope.cancelling:
             raise CommandRefused("the envelope is cancelled")
         zone = store.groups_of_zone(tx, envelope_id, kind, zone_id)
-        if zone.announced:
-            raise CommandRefused(f"zone {zone_id} has been announced")
         if not zone.count:
+            if zone.announced:
+                raise CommandRefused(f"zone {zone_id} has been announced, and nobody of it is left who was not told")
             raise CommandRefused(f"nobody of this envelope who could be served lives in zone {zone_id}")
         if command.expected is not None and command.expected != zone.count:
             raise CommandRefused(f"the operator saw {command.expected}, there are {zone.count}")

@@ -458,7 +458,7 @@ _ZONE = {WAREHOUSE: "large_zone_id", AGENCY: "small_zone_id"}
 
 
 def groups_of_zone(tx: Tx, envelope_id: UUID, kind: str, zone_id: str) -> Any:
-    """announced: somebody of the zone was told; count, minor: of those who are planned or held."""
+    """announced: somebody of the zone was told; count, minor: of those who are planned or held, whom nobody told."""
     return tx.one(
         f"""SELECT coalesce(bool_or(state = 'ALLOCATED'), false) AS announced,
                    coalesce(sum(count) FILTER (WHERE state IN ('PLANNED', 'HELD')), 0)::bigint AS count,

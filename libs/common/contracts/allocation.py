@@ -70,7 +70,8 @@ class BatchAllocated(ControlTotals, EventData):
 
 
 class ZoneReassigned(EventData):
-    """An operator gave a zone of an envelope to another warehouse or agency, before anybody was told."""
+    """An operator gave a zone of an envelope to another warehouse or agency, for those whom nobody had told; count and total are
+    theirs. Who was announced before stays where BatchAllocated says."""
 
     TYPE = "almoner.allocation.ZoneReassigned.v1"
     header: EnvelopeHeader

@@ -179,7 +179,7 @@ class RefreshReference(Command):
 
 
 class ReassignZone(Command):
-    """allocation: give a zone of an envelope to another warehouse or agency, before anybody was told."""
+    """allocation: give a zone of an envelope to another warehouse or agency, for those whom nobody was told of yet."""
 
     TYPE = "almoner.operator.ReassignZone.v1"
     envelope_id: UUID

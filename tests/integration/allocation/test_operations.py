@@ -83,6 +83,49 @@ def test_zones_are_reassigned_before_anybody_is_told(allocating: Allocating, wor
     allocating.check(envelope, cash)
 
 
+def test_who_of_a_zone_was_not_told_is_reassigned_and_who_was_stays(allocating: Allocating) -> None:
+    """Held for want of capacity, and found for a later part, while others of the zone were told."""
+    allocating.put(warehouse(1, "L1"), warehouse(2, "L1"), agency(11, "L1-s1", capacity="1.6"))
+    envelope = Envelope()
+    batch = envelope.batch("L1-s1", "L1-s1", None)
+    allocating.begin()
+    allocating.publish(batch, envelope.completed())
+    allocating.until_state(envelope, allocated=1, held=2)
+
+    pause(allocating, "announce")
+    pause(allocating, "allocate")  # or the first agency with room would have them before an operator can choose
+    allocating.put(agency(12, "L1-s1"), agency(13, "L1-s1"))
+    allocating.refresh()
+    read = "SELECT 1 FROM places WHERE kind = 'agency'"
+    allocating.world.until(lambda: len(allocating.world.sql("allocation", read)) == 3, what="PBMS being read")
+    assert "the operator saw 2" in refused(allocating.reassign(envelope, "agency", "L1-s1", 13, expected=2))
+    assert allocating.reassign(envelope, "agency", "L1-s1", 13, expected=1).affected == 1
+    resume(allocating, "allocate")
+    allocating.until_state(envelope, planned=1, allocated=1, held=1)
+    assert allocating.reassign(envelope, "warehouse", "L1", 2).affected == 1
+    allocating.check(envelope)
+    resume(allocating, "announce")
+    allocating.until_state(envelope, allocated=2)
+    assert "has been announced" in refused(allocating.reassign(envelope, "agency", "L1-s1", 12))
+
+    pause(allocating, "announce")
+    allocating.publish(envelope.later(batch, {"D1-2": "L1-s1"}))
+    allocating.until_state(envelope, planned=1)
+    assert allocating.reassign(envelope, "agency", "L1-s1", 12).affected == 1
+    resume(allocating, "announce")
+    allocating.until_state(envelope, allocated=3)
+    served = {name: places[:2] for name, places in allocating.served(envelope).items()}
+    assert served == {"D1-0": ("1", "11"), "D1-1": ("2", "13"), "D1-2": ("2", "12")}
+    facts = allocating.facts(allocation.ZoneReassigned, 3)
+    assert sorted((one.kind, one.to_id, one.count) for one in facts) == [
+        ("agency", "12", 1),
+        ("agency", "13", 1),
+        ("warehouse", "2", 1),
+    ]
+    allocating.quiet()
+    allocating.check(envelope)
+
+
 def test_an_account_that_is_gone_before_anybody_is_told(allocating: Allocating, world: World) -> None:
     """Nobody is told of an agency that funds could not pay: who was planned there is held again, and makes room for others."""
     one, two = agency(11, "L1-s1", account="#ACCOUNT#11#"), agency(12, "L1-s2", capacity="2501", account="#ACCOUNT#12#")
