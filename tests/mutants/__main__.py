@@ -40,6 +40,7 @@ LOST_MAIL = f"{PROVIDERS}::test_a_mail_whose_answer_is_lost_with_the_process_is_
 SOMEWHERE = "tests/integration/allocation/test_faults.py::test_everybody_is_somewhere_once_whatever_comes_twice_or_late"
 DOMAIN = "tests/unit/funds/test_domain.py"
 EXCEPTIONS = "tests/integration/funds/test_exceptions.py"
+ALLOCATE = "tests/integration/allocation/test_allocate.py"
 CHOICE = "tests/unit/allocation/test_choice.py"
 TWO_BANKS = "tests/integration/funds/test_two_banks.py::test_a_bank_that_asks_for_time_stops_no_calls_to_another"
 
@@ -381,6 +382,20 @@ MUTANTS = [
         "        return self.room is None or minor <= self.room\n",
         "        return True\n",
         (f"{CHOICE}::test_a_plan",),
+    ),
+    Mutant(
+        "the choice of a place: what it was given in this cycle counts for nothing",
+        "services/allocation/store.py",
+        "trunc(coalesce(l.units, 0) * 10::numeric ^ e.scale) AS load",
+        "0 AS load",
+        (f"{ALLOCATE}::test_what_a_place_was_given_in_this_cycle_decides_between_equals",),
+    ),
+    Mutant(
+        "reference data: an older reading that ends later puts back what was",
+        "services/allocation/reference.py",
+        "        if before is not None and snapshot.taken_at <= before:\n            return\n",
+        "",
+        ("tests/integration/allocation/test_reference.py::test_an_older_reading_that_ends_later_changes_nothing",),
     ),
     Mutant(
         "a notice's key: each attempt has one of its own",

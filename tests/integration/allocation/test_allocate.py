@@ -267,3 +267,19 @@ def test_totals_are_exact_from_the_cut_to_the_allocation(allocating: Allocating,
         assert opened(event)[0].keys() == {item.disbursement_id for item in event.items}
     [told] = allocating.facts(allocation.EnvelopeAllocated, 1)
     assert (told.declared_minor, told.allocated_minor + told.held_minor) == (declared, declared)
+
+
+def test_what_a_place_was_given_in_this_cycle_decides_between_equals(allocating: Allocating) -> None:
+    """By all envelopes of the cycle, and by none of another."""
+    allocating.put(warehouse(1, "L1"), warehouse(2, "L1"), agency(11, "L1-s1"), agency(12, "L1-s1"))
+    allocating.begin()
+    chosen = []
+    for cycle in ("C1", "C1", "C2"):
+        envelope = Envelope(cycle=cycle)
+        allocating.publish(envelope.batch("L1-s1"), envelope.completed())
+        allocating.until_state(envelope, allocated=1)
+        allocating.check(envelope)
+        [zone] = next(event.zones for event in allocating.said() if event.header.envelope_id == envelope.id)
+        assert zone.warehouse is not None
+        chosen.append((zone.warehouse.id, zone.warehouse.chosen_by, zone.agency.id, zone.agency.chosen_by))
+    assert chosen == [("1", "ID", "11", "ID"), ("2", "LOAD", "12", "LOAD"), ("1", "ID", "11", "ID")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from uuid import uuid4
 
 import psycopg2
 import pytest
@@ -11,7 +12,11 @@ from libs.common.consumer import Fold, Limits
 from libs.common.contracts import operator
 from libs.common.contracts.reference import AgencyListed, ReferenceRejected, WarehouseListed
 from libs.common.db import Database
+from libs.common.envelope import Cause
+from libs.common.workqueue import Claim, Done, Settled
 from libs.local.reference import Place
+from services.allocation.adapters.pbms import PbmsDatabase
+from services.allocation.store import REFERENCE_LOCK
 from services.allocation.wiring import wire
 from tests.integration.allocation.goods import SERVES, Allocating, Envelope, agency, opened, settings_of, warehouse
 from tests.support.world import World
@@ -108,6 +113,32 @@ def test_pbms_that_is_not_there_stops_nothing_and_is_read_when_it_is(allocating:
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             cursor.execute("DELETE FROM g2p_agency")
         cursor.connection.close()
+
+
+def test_an_older_reading_that_ends_later_changes_nothing(allocating: Allocating, world: World) -> None:
+    """Two replicas read; the one that began first is the last to store what it saw."""
+    allocating.put(warehouse(1, "L1"), agency(11, "L1-s1"))
+    settings = settings_of(allocating)
+    older = PbmsDatabase(settings.pbms_url.get_secret_value()).read(20)
+    allocating.put(agency(11, "L1-s2"), agency(12, "L1-s1"))
+    allocating.begin()
+    stored = "SELECT p.*, r.taken_at, r.version FROM places p JOIN reference r USING (source) ORDER BY p.kind, p.id"
+    before = world.sql("allocation", stored)
+    assert [row.id for row in before] == ["11", "12", "1"]
+    database = Database(world.database_url, "allocation")
+    try:
+        [reference] = wire(settings, database).callouts
+        claim = Claim("reference", "late", REFERENCE_LOCK, uuid4(), uuid4(), 1, False, 0.0, 20.0, Cause("late"))
+        with database.transaction() as tx:
+            tx.lock_exclusive([claim.lock_key])
+            reference.settle(tx, Settled(claim, Done(older), "DONE"))
+    finally:
+        database.close()
+    assert world.sql("allocation", stored) == before
+    envelope = Envelope()
+    allocating.publish(envelope.batch("L1-s1", "L1-s2"), envelope.completed())
+    allocating.until_state(envelope, allocated=2)
+    assert {name: places[1] for name, places in allocating.served(envelope).items()} == {"D1-0": "12", "D1-1": "11"}
 
 
 def test_topics_are_the_source(allocating: Allocating, world: World) -> None:
