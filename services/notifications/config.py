@@ -27,7 +27,10 @@ MaxAttempts = Annotated[
         description="then the work is in ERROR, until `almoner retry`; while the provider is away none is used up",
     ),
 ]
-CallsPerSecond = Annotated[float, Field(ge=0, le=10_000, description="per replica; 0: no limit")]
+CallsPerSecond = Annotated[
+    float,
+    Field(ge=0, le=10_000, description="requests (mails, files), of each replica by itself; 0: no limit"),
+]
 BreakerFailures = Annotated[int, Field(ge=0, description="in a row without an answer pause this replica's calls; 0: none do")]
 BreakerSeconds = Annotated[
     float, Field(gt=0, le=3600, description="at most, until one call tries whether the other side is back")
@@ -117,6 +120,7 @@ class Settings(ServiceSettings):
     file_max_attempts: MaxAttempts = 30
     file_backoff_first_seconds: BackoffFirstSeconds = 1
     file_backoff_max_seconds: BackoffMaxSeconds = 300
+    file_calls_per_second: CallsPerSecond = 0
     file_breaker_failures: BreakerFailures = 5
     file_breaker_seconds: BreakerSeconds = 30
 
@@ -135,7 +139,12 @@ class Settings(ServiceSettings):
     @model_validator(mode="after")
     def _turns_come_within_the_lease(self) -> Self:
         """Or notices would wait for their turn until they may not be sent any more."""
-        for name, requests in (("novu", self.novu_concurrency), ("smtp", self.smtp_concurrency * self.smtp_max_items)):
+        at_once = {
+            "novu": self.novu_concurrency,
+            "smtp": self.smtp_concurrency * self.smtp_max_items,
+            "file": self.file_concurrency * self.file_max_items,
+        }
+        for name, requests in at_once.items():
             limits = self.limits(name)
             left_seconds = limits.lease_seconds - limits.timeout_seconds - MARGIN_SECONDS
             if limits.calls_per_second and requests / limits.calls_per_second > left_seconds:

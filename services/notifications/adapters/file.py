@@ -27,27 +27,32 @@ class Folder:
         return True  # whoever hands the files out knows a way
 
     async def send(self, _client: httpx.AsyncClient, claim: Claim, messages: Sequence[Message]) -> list[Outcome] | NotSent:
-        must_not_outlast(claim, claim.timeout_seconds + MARGIN_SECONDS)
+        outcomes = []
         try:
-            return await asyncio.to_thread(self._write_all, messages)
+            for message in messages:
+                if claim.gate:
+                    await claim.gate.turn()
+                must_not_outlast(claim, claim.timeout_seconds + MARGIN_SECONDS)
+                outcomes.append(await asyncio.to_thread(self._keep, message))
+            await asyncio.to_thread(self._keep_names)
         except OSError as error:
             return NotSent("FOLDER", f"can't be written: {os.strerror(error.errno or 0)}", outage=True)
+        return outcomes
 
-    def _write_all(self, messages: Sequence[Message]) -> list[Outcome]:
+    def _keep(self, message: Message) -> Outcome:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        outcomes = []
-        for message in messages:
-            try:
-                self._write(f"{message.kind.lower()}-{message.notice_id}.eml", compose(message, self._sender, ""))
-                outcomes.append(SENT)
-            except Unaddressable as error:
-                outcomes.append(Outcome("FAILED", ADDRESS_UNUSABLE, str(error)))
+        try:
+            self._write(f"{message.kind.lower()}-{message.notice_id}.eml", compose(message, self._sender, ""))
+        except Unaddressable as error:
+            return Outcome("FAILED", ADDRESS_UNUSABLE, str(error))
+        return SENT
+
+    def _keep_names(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the names as well
+            os.fsync(folder)  # the files' contents are there already
         finally:
             os.close(folder)
-        return outcomes
 
     def _write(self, name: str, content: bytes) -> None:
         """All of it or nothing: whoever reads the folder never sees a part."""

@@ -318,6 +318,17 @@ def test_notices_keep_to_the_rate_of_their_channel(
     assert (times[-1] - times[0]).total_seconds() >= 2.5  # 4, less what the first may be late
 
 
+def test_files_keep_to_the_rate_of_their_channel(world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path) -> None:
+    settings = {"FILE_FOLDER": str(tmp_path), "FILE_CALLS_PER_SECOND": "4", "FILE_MAX_ITEMS": "5", "FILE_LEASE_SECONDS": "60"}
+    batch = Batch(world, 17)
+    run(world, novu, mail, BENEFICIARY_CHANNEL="file", **NOBODY, **settings)
+    batch.publish(batch.allocated())
+    until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", "SENT"): 17})
+    times = sorted(path.stat().st_mtime for path in tmp_path.glob("*.eml"))
+    assert len(times) == 17
+    assert times[-1] - times[0] >= 2.5  # 4, less what the first may be late
+
+
 def test_a_template_that_fails_for_the_sample_ends_the_process_at_its_start(
     world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ SMTP: dict[str, Any] = {"smtp_host": "mail.example.org", "smtp_sender": "almoner
         ({**NONE, **SMTP, "smtp_username": "almoner"}, "SMTP_PASSWORD"),
         ({**NONE, **SMTP, "smtp_sender": "Almoner <a@b>"}, "smtp_sender"),
         ({**NONE, **SMTP, "smtp_calls_per_second": 0.1}, "Should let 40 requests"),
+        ({**NONE, "file_calls_per_second": 1}, "Should let 200 requests"),
         ({**NONE, "language": "../en"}, "language"),
     ],
 )
