@@ -119,7 +119,9 @@ class GoodsCancelled(EventData):
     request_id: str
     cancelled: Count
     cancelled_minor: MinorOrZero
-    already_announced: Count
+    already_announced: Count = Field(
+        description="they are served; who they are: all `items` of the envelope's BatchAllocated, of every part, on allocation.batches.v1"
+    )
     already_announced_minor: MinorOrZero
 
 

@@ -91,9 +91,15 @@ class EnvelopeCancelled(EventData):
     request_id: str
     cancelled: Count
     cancelled_minor: MinorOrZero
-    already_dispatched: Count
+    already_dispatched: Count = Field(
+        description="who they are: those in the envelope's PaymentsDispatched and PaymentsConfirmed on funds.payments.v1, without "
+        "those in PaymentsCancelled"
+    )
     already_dispatched_minor: MinorOrZero
-    unknown: Count
+    unknown: Count = Field(
+        description="who they are: those in PaymentsUnknown that none of PaymentsDispatched, PaymentsConfirmed and PaymentsCancelled "
+        "names"
+    )
     unknown_minor: MinorOrZero
 
 
