@@ -47,7 +47,8 @@ class Candidate:
         return self.room is None or minor <= self.room
 
     @property
-    def rank(self) -> tuple[int, int, str]:
+    def coverage_load_id(self) -> tuple[int, int, str]:
+        """The policy COVERAGE_LOAD_ID (ADR 16): of places that fit, the first in this order is chosen."""
         return -self.coverage, self.load, self.id
 
 
@@ -61,7 +62,7 @@ class Choice:
 
     def pick(self, zone_id: str, minor: int) -> Pick | None:
         """Who can take so much: the zone's own place if it can, else the best of those that can."""
-        able = sorted((one for one in self.serving.get(zone_id, ()) if one.takes(minor)), key=lambda one: one.rank)
+        able = sorted((one for one in self.serving.get(zone_id, ()) if one.takes(minor)), key=lambda one: one.coverage_load_id)
         own = self.chosen.get(zone_id)
         if own is not None and any(one.id == own.place_id for one in able):
             return own
