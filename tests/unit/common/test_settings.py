@@ -167,6 +167,12 @@ def test_backing_off_grows_to_its_limit(attempt: int, longest_seconds: float, fi
     assert ceiling / 2 <= seconds <= ceiling
 
 
+def test_those_who_failed_together_do_not_come_back_together() -> None:
+    waits = [backoff_seconds(5, 60.0, 1.0) for _ in range(100)]
+    assert len(set(waits)) > 90  # numbers of 53 bits: two that are equal are next to impossible
+    assert max(waits) - min(waits) > 4  # they spread over most of the 8 s; by chance less than once in 10^28
+
+
 def test_derived_ids_and_locks_are_stable_and_tell_their_parts_apart() -> None:
     assert derived_id("a", 1) == derived_id("a", "1")
     assert derived_id("a", "b") != derived_id("ab")
