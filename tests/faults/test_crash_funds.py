@@ -49,10 +49,11 @@ class Case:
     @property
     def leaves_unknown(self) -> bool:
         """The bank can't be asked, and nobody can tell whether it has got the request."""
-        open_points = ("call.after_claim", "call.after_first_byte", "call.after_answer", "call.before_settle_commit")
-        return self.profile == "example" and self.work in ("block", "dispatch") and self.point in open_points
+        return self.profile == "example" and self.work in ("block", "dispatch") and self.point in OPEN
 
 
+# The call is claimed, and nothing is stored of how it ended.
+OPEN = ("call.after_claim", "call.after_first_byte", "call.after_answer", "call.before_settle_commit")
 CASES = (
     [Case(point, work, "full") for point in points("fold") for work in ("batches", "statement")]
     + [Case(point, work, "full") for point in points("relay") for work in ("batches", "statement")]
@@ -63,11 +64,8 @@ CASES = (
         for work in ("check", "block", "dispatch", "release", "order", "query")
     ]
     + [Case(point, work, "example") for point in points("call") for work in ("block", "dispatch")]
-    + [
-        Case(point, "dispatch", profile, agencies=True)
-        for point in ("call.after_first_byte", "call.before_settle_commit")
-        for profile in ("full", "example")
-    ]
+    + [Case(point, "dispatch", "full", agencies=True) for point in points("call")]
+    + [Case(point, "dispatch", "example", agencies=True) for point in OPEN]
     + [Case("fold.before_commit", work, "full", agencies=True) for work in ("batches", "statement")]
 )
 

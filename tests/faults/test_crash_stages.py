@@ -53,7 +53,7 @@ CASES = [
 # Of each service: where it is killed, and with which kind of call or job in flight.
 CASES_OF = {
     "allocation": allocation.CASES,
-    "funds": [(case.point, case.kind) for case in funds.CASES],
+    "funds": [(case.point, case.kind) for case in funds.CASES if not case.agencies],
     "ingestion": CASES,
     "notifications": notifications.CASES,
     "resolution": [
@@ -77,6 +77,16 @@ def test_no_point_and_no_kind_of_work_is_without_its_case(service: str) -> None:
         *((point, kind) for kind in calls for point in (UNSEEN if kind in UNSEEN_KINDS else points("call"))),
         *((point, job) for job in jobs for point in points("job")),
     }
+
+
+def test_no_point_of_paying_agencies_is_without_its_case() -> None:
+    """A payment for all of a zone is another than one to each of its people; where the bank can be asked nothing, wherever it may
+    have got the request."""
+    dispatched = {(case.profile, case.point) for case in funds.CASES if case.agencies and case.kind == "dispatch"}
+    example = [point for point in points("call") if funds.Case(point, "dispatch", "example").leaves_unknown]
+    assert dispatched == {*(("full", point) for point in points("call")), *(("example", point) for point in example)}
+    folded = {(case.profile, case.point, case.work) for case in funds.CASES if case.agencies and not case.kind}
+    assert folded == {("full", "fold.before_commit", work) for work in ("batches", "statement")}
 
 
 def distinct(world: World, topic: str, *models: type[EventData]) -> list[Any]:
