@@ -1,5 +1,6 @@
 """A caller that is frozen beyond its lease while a replica takes over: paid once, and what it does when it wakes is refused."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from libs.common.contracts import operator
 from libs.local.client import BankAdmin, Profile
 from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
 from tests.faults.stories import Story, Teller, Told
+from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
 from tests.support.process import Process
 from tests.support.simulator import SimulatorProcess
@@ -28,12 +30,20 @@ class Frozen:
     """One envelope of two batches, a caller that freezes with a call in flight, a replica that goes on."""
 
     def __init__(
-        self, profile: Profile, world: World, bank: BankAdmin, kind: str = "dispatch", unresolved: int = 0, /, **env: str
+        self,
+        profile: Profile,
+        world: World,
+        bank: BankAdmin,
+        kind: str = "dispatch",
+        unresolved: int = 0,
+        payout: type[Payout] = Payout,
+        /,
+        **env: str,
     ) -> None:
         self.world = world
         self.bank = bank
         self.kind = kind
-        self.payout = Payout(world, bank, profile)
+        self.payout = payout(world, bank, profile)
         self.payout.batch(PEOPLE, unresolved=unresolved)
         self.payout.batch(PEOPLE)
         self.env = {**self.payout.env, **LIMITS, **PATIENT}
@@ -148,10 +158,10 @@ def money_after_claim(kind: str, profile: Profile, world: World, bank: BankAdmin
     assert len(payout.ledger()) == live == sum(payout.ledger().values())
 
 
-def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
+def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path, payout: type[Payout] = Payout) -> Story:
     """The bank has paid and answers when the caller is frozen: the answer comes too late to change anything."""
     bank.add_fault("late", profile=profile, path="/initiate_payment", seconds=7)
-    frozen = Frozen(profile, world, bank)
+    frozen = Frozen(profile, world, bank, "dispatch", 0, payout)
     yield frozen.payout.ledger
     frozen.caller.freeze()
     bank.delete_faults()
@@ -176,10 +186,16 @@ def request_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Pa
     yield from frozen.ends()
 
 
-WAYS = {"after claim": after_claim, "answer is late": answer_is_late, "request is late": request_is_late} | {
-    f"{kind}, after claim": partial(money_after_claim, kind) for kind in ("check", "block", "release")
+AGENCIES = "answer to agencies is late"
+WAYS: dict[str, Callable[[Profile, World, BankAdmin, Path], Story]] = {
+    "after claim": after_claim,
+    "answer is late": answer_is_late,
+    AGENCIES: partial(answer_is_late, payout=AgencyPayout),
+    "request is late": request_is_late,
+    **{f"{kind}, after claim": partial(money_after_claim, kind) for kind in ("check", "block", "release")},
 }
-CASES = [(way, profile) for way in WAYS for profile in PROFILES if (way, profile) != ("release, after claim", "example")]
+FULL_ONLY = (AGENCIES, "release, after claim")
+CASES = [(way, profile) for way in WAYS for profile in PROFILES if profile == "full" or way not in FULL_ONLY]
 
 
 def stories(_bank: BankAdmin) -> dict[str, Teller]:
