@@ -73,16 +73,16 @@ def test_a_bank_is_asked_for_its_statement_by_command_and_by_tick(town: Town) ->
 
     town.submit("E2", 2)
     town.world.until(lambda: town.json("status", "E2")["outstanding"] == 2, what="two dispatched")
-    tick = Tick(job="statements-due", due_at=datetime.now(UTC))
-    event_id = town.world.publish("scheduler.ticks.v1", tick, "statements-due")
+    # The scheduler's own tick, by the name that an operator gives it: no event of ours which only looks like one.
+    town.world.processes[0].stop()
+    scheduler = town.world.run("scheduler", ALMONER_SCHEDULER_JOBS=json.dumps({"statements-due": {"interval_seconds": 1}}))
     town.world.until(lambda: town.json("status", "E2")["confirmed"] == 2, what="two confirmed")
-    asked = {f"default@{event_id}", f"{PLAIN_NAME}@{event_id}"}
-    work = "SELECT subject, state FROM ops_work WHERE kind = 'order' AND subject LIKE %(like)s"
+    assert scheduler.stop() == 0
+    ticks = [one.id for one in town.world.events("scheduler.ticks.v1", Tick) if one.data.job == "statements-due"]
+    asked = {(f"{account}@{tick}", "DONE") for tick in ticks for account in ("default", PLAIN_NAME)}
+    work = "SELECT subject, state FROM ops_work WHERE kind = 'order' AND subject LIKE ANY(%(ticks)s)"
     town.world.until(
-        lambda: (
-            {(row.subject, row.state) for row in town.world.sql("funds", work, like=f"%{event_id}")}
-            == {(subject, "DONE") for subject in asked}
-        ),
+        lambda: {tuple(row) for row in town.world.sql("funds", work, ticks=[f"%{tick}" for tick in ticks])} == asked != set(),
         what="both accounts being asked for",
     )
 
