@@ -17,12 +17,14 @@ from libs.cli.context import (
     Usage,
     Views,
     confirm,
+    done,
     find_envelope,
     home,
     money,
     plural,
     printable,
     quantity,
+    say,
     unit_of,
     who_am_i,
 )
@@ -64,7 +66,15 @@ class Held:
 
 
 def retry_held(
-    envelope: str | None, ids: list[str], reason: str | None, rate: float | None, who: str, why: str, dry_run: bool, yes: bool
+    envelope: str | None,
+    ids: list[str],
+    reason: str | None,
+    rate: float | None,
+    who: str,
+    why: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Ask mapper and registry again for the unresolved, look for places again, and pay again those whom the bank refused."""
     with Views() as views:
@@ -81,21 +91,26 @@ def retry_held(
         at_mapper, without_place, at_bank = (sum(row.people for row in rows) for rows in (unresolved, unserved, refused))
         total = at_mapper + without_place + at_bank
         if not total:
-            print("Nobody is held whom that would help; `almoner held` lists who is, and what helps.")
+            nobody = "Nobody is held whom that would help; `almoner held` lists who is, and what helps."
+            done(as_json, nobody, 0, found=0, dry_run=dry_run)
             return
         if at_mapper:
-            print(f"  {plural(at_mapper, 'person')} without an address or a zone: mapper and registry are asked again")
+            say(as_json, f"  {plural(at_mapper, 'person')} without an address or a zone: mapper and registry are asked again")
         if without_place:
-            print(f"  {plural(without_place, 'person')} without a warehouse or an agency: allocation looks for places again")
+            people = plural(without_place, "person")
+            say(as_json, f"  {people} without a warehouse or an agency: allocation looks for places again")
         if at_bank:
-            print(f"  {plural(at_bank, 'person')} whom the bank refused: they are paid again")
+            say(as_json, f"  {plural(at_bank, 'person')} whom the bank refused: they are paid again")
         if dry_run:
-            print(f"{plural(total, 'held disbursement')} would be tried again; nothing was sent.")
+            would = f"{plural(total, 'held disbursement')} would be tried again; nothing was sent."
+            done(as_json, would, 0, found=total, dry_run=True)
             return
         confirm(f"Retry {plural(total, 'held disbursement')}?", yes)
+        sent: list[dict[str, Any]] = []
         if without_place:
-            send_command(views, "allocation", "reference", operator.RefreshReference(who=who, why=why))
-            print("allocation: warehouses and agencies are read again")
+            touched = send_command(views, "allocation", "reference", operator.RefreshReference(who=who, why=why))
+            sent.append({"service": "allocation", "touched": touched})
+            say(as_json, "allocation: warehouses and agencies are read again")
         asks: tuple[tuple[str, str, list[Any], Any, str], ...] = (
             ("resolution", "resolution.ops_held", unresolved, operator.ResolveHeld, "looked up again"),
             ("funds", "funds.ops_retriable", refused, operator.RetryHeld, "to be paid again"),
@@ -112,10 +127,12 @@ def retry_held(
                     )
                 else:
                     touched = send_command(views, service, str(row.envelope_id), command(**given, expected=row.people))
-                print(f"{service}: {plural(touched, 'person')} of {row.envelope_id} {what}")
+                sent.append({"service": service, "envelope_id": row.envelope_id, "touched": touched})
+                say(as_json, f"{service}: {plural(touched, 'person')} of {row.envelope_id} {what}")
+    done(as_json, "", sum(one["touched"] for one in sent), found=total, dry_run=False, sent=sent)
 
 
-def resolve(name: str, disbursements: list[str], who: str | None, why: str, yes: bool) -> None:
+def resolve(name: str, disbursements: list[str], who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Those who were paid already stay so; `repay` pays a reversed payment to the newest address."""
     with Views() as views:
         envelope = find_envelope(views, name)
@@ -126,7 +143,8 @@ def resolve(name: str, disbursements: list[str], who: str | None, why: str, yes:
             who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, disbursement_ids=disbursements
         )
         touched = send_command(views, "resolution", str(envelope.envelope_id), command)
-    print(f"resolution: {plural(touched, 'person')} of {envelope.publisher_envelope_id} looked up again")
+    text = f"resolution: {plural(touched, 'person')} of {envelope.publisher_envelope_id} looked up again"
+    done(as_json, text, touched, service="resolution", envelope_id=envelope.envelope_id)
 
 
 def settle_unknown(
@@ -136,6 +154,7 @@ def settle_unknown(
     evidence: str,
     who: str | None,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """`happened` is the bank's reference; None: it did not happen."""
     with Views() as views:
@@ -170,15 +189,16 @@ def settle_unknown(
         touched = send_command(views, "funds", str(row.envelope_id), command)
     if not touched:
         raise Refused("it was settled meanwhile: nothing was changed")
-    print(f"{kind} {subject} is settled: it {outcome}")
+    text = f"{kind} {subject} is settled: it {outcome}"
+    done(as_json, text, touched, kind=kind, subject=subject, outcome=command.outcome, reference=command.reference)
 
 
-def release(name: str, who: str | None, why: str, yes: bool) -> None:
+def release(name: str, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     with Views() as views:
         envelope = find_envelope(views, name)
         row = views.one("SELECT held, held_minor FROM funds.ops_envelopes WHERE envelope_id = %(id)s", id=envelope.envelope_id)
         if row is None or not row.held_minor:
-            print("No money of this envelope is held: there is nothing to release.")
+            done(as_json, "No money of this envelope is held: there is nothing to release.", 0)
             return
         amount = money(row.held_minor, envelope.currency)
         confirm(f"Give {amount} of {plural(row.held, 'held disbursement')} back to the sponsor?", yes)
@@ -186,10 +206,13 @@ def release(name: str, who: str | None, why: str, yes: bool) -> None:
             who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, expected=int(row.held)
         )
         touched = send_command(views, "funds", str(envelope.envelope_id), command)
-    print(f"{plural(touched, 'held disbursement')} of {name} given up; {amount} on its way back to the sponsor")
+    text = f"{plural(touched, 'held disbursement')} of {name} given up; {amount} on its way back to the sponsor"
+    done(as_json, text, touched, envelope_id=envelope.envelope_id, amount_minor=int(row.held_minor), currency=envelope.currency)
 
 
-def repay(name: str, disbursement_ids: list[str], reversed_ones: bool, who: str | None, why: str, yes: bool) -> None:
+def repay(
+    name: str, disbursement_ids: list[str], reversed_ones: bool, who: str | None, why: str, yes: bool, as_json: bool
+) -> None:
     with Views() as views:
         envelope = find_envelope(views, name)
         chosen = list(dict.fromkeys(disbursement_ids))
@@ -202,7 +225,7 @@ def repay(name: str, disbursement_ids: list[str], reversed_ones: bool, who: str 
             )
             chosen = [row.disbursement_id for row in rows]
             if not chosen:
-                print("No payment of this envelope was reversed and not made again.")
+                done(as_json, "No payment of this envelope was reversed and not made again.", 0)
                 return
         if len(chosen) > CHUNK_ITEMS:
             raise Usage(f"at most {CHUNK_ITEMS} at once: their money is reserved as one sum")
@@ -221,10 +244,11 @@ def repay(name: str, disbursement_ids: list[str], reversed_ones: bool, who: str 
             who=who_am_i(who), why=why, envelope_id=envelope.envelope_id, disbursement_ids=chosen, expected=len(chosen)
         )
         touched = send_command(views, "funds", str(envelope.envelope_id), command)
-    print(f"{plural(touched, 'disbursement')} of {name} to be paid again, {amount}; `almoner watch {name}` shows how it goes")
+    text = f"{plural(touched, 'disbursement')} of {name} to be paid again, {amount}; `almoner watch {name}` shows how it goes"
+    done(as_json, text, touched, envelope_id=envelope.envelope_id, amount_minor=int(row.minor), currency=envelope.currency)
 
 
-def settle(ids: list[int], evidence: str, who: str | None, why: str, yes: bool) -> None:
+def settle(ids: list[int], evidence: str, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     chosen = sorted(set(ids))
     if len(chosen) > CHUNK_ITEMS:
         raise Usage(f"at most {CHUNK_ITEMS} at once")
@@ -233,14 +257,14 @@ def settle(ids: list[int], evidence: str, who: str | None, why: str, yes: bool) 
         if missing := sorted(set(chosen) - {row.id for row in rows}):
             raise Refused(f"there is no exception {missing[0]}: `almoner exceptions` names them")
         for reason, count in Counter(row.reason for row in rows).most_common():
-            print(f"  {count:,} × {reason}")
+            say(as_json, f"  {count:,} × {reason}")
         confirm(f"Close {plural(len(chosen), 'exception')}?", yes)
         command = operator.SettleException(who=who_am_i(who), why=why, evidence=evidence, ids=chosen, expected=len(chosen))
         touched = send_command(views, "funds", "exceptions", command)
-    print(f"{plural(touched, 'exception')} closed; no money was moved by that")
+    done(as_json, f"{plural(touched, 'exception')} closed; no money was moved by that", touched)
 
 
-def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, yes: bool) -> None:
+def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Ask, in the publisher's name, that an envelope or single disbursements be cancelled; wait for funds' answer."""
     with Views() as views:
         envelope = find_envelope(views, name)
@@ -261,7 +285,9 @@ def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, ye
         for some in (list(in_portions(chosen, None)) or [[]])
     }
     publisher.flush()
-    rejected, left = [], 0
+    rejected: list[str] = []
+    left: list[dict[str, Any]] = []
+    cancelled = cancelled_minor = 0
     taken = ("parked", "accepted")  # funds decides, and ingestion answers again
     for event in answers.to(ids, ANSWER_SECONDS, taken):
         if isinstance(event.data, SubmissionRejected):
@@ -271,10 +297,13 @@ def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, ye
             continue
         amount = money(event.data.cancelled_minor, envelope.currency)
         in_all = "" if chosen else " in all"
-        print(f"{plural(event.data.cancelled, 'disbursement')} cancelled{in_all}, {amount}")
-        left += len(event.data.not_cancelled)
+        say(as_json, f"{plural(event.data.cancelled, 'disbursement')} cancelled{in_all}, {amount}")
+        cancelled, cancelled_minor = cancelled + event.data.cancelled, cancelled_minor + event.data.cancelled_minor
+        left += [one.model_dump() for one in event.data.not_cancelled]
         for one in event.data.not_cancelled[:20]:
-            print(f"  not cancelled: {one.disbursement_id} ({one.reason})")
+            say(as_json, f"  not cancelled: {one.disbursement_id} ({one.reason})")
+    told = {"amount_minor": cancelled_minor, "currency": envelope.currency, "not_cancelled": left, "rejected": rejected}
+    done(as_json, "", cancelled, envelope_id=envelope.envelope_id, **told, unanswered=len(ids))
     if rejected:
         raise Refused("rejected: " + "; ".join(rejected))
     if ids:
@@ -283,7 +312,7 @@ def cancel(name: str, disbursement_ids: list[str], who: str | None, why: str, ye
             f"see `almoner timeline {name}`"
         )
     if left:
-        raise Refused(f"{plural(left, 'disbursement')} could not be cancelled any more")
+        raise Refused(f"{plural(len(left), 'disbursement')} could not be cancelled any more")
 
 
 def amend(
@@ -295,6 +324,7 @@ def amend(
     who: str | None,
     why: str,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Declare, in the publisher's name, something else of an envelope; wait for ingestion's answer. None stays as it is."""
     with Views() as views:
@@ -322,10 +352,10 @@ def amend(
     )
     changes = [f"  {what}: {wanted} instead of {now}" for what, now, wanted in given if wanted not in (None, now)]
     if not changes:
-        print(f"That is what is declared of {name}: nothing to amend.")
+        done(as_json, f"That is what is declared of {name}: nothing to amend.", 0)
         return
     there = plural(envelope.received, "disbursement")
-    print(f"{name}: {there} of {quantity(envelope.received_minor, unit)} received; declared will be", *changes, sep="\n")
+    say(as_json, f"{name}: {there} of {quantity(envelope.received_minor, unit)} received; declared will be", *changes)
     confirm(f"Amend envelope {name}?", yes)
     answers = Answers()
     publisher = Publisher()
@@ -339,10 +369,12 @@ def amend(
         raise NotReachable(
             f"no answer for {ANSWER_SECONDS:.0f} s: is ingestion running? The request is not lost: see `almoner timeline {name}`"
         )
-    print(f"{name} is amended")
+    done(as_json, f"{name} is amended", 1, envelope_id=envelope.envelope_id)
 
 
-def submit_statement(path: Path, url: str | None, token: str | None, who: str | None, why: str, yes: bool) -> None:
+def submit_statement(
+    path: Path, url: str | None, token: str | None, who: str | None, why: str, yes: bool, as_json: bool
+) -> None:
     """Hand a bank's statement file to ingestion over HTTP, and say by a command who did it and why."""
     if not path.is_file():
         raise Usage(f"there is no file {path}")
@@ -352,10 +384,12 @@ def submit_statement(path: Path, url: str | None, token: str | None, who: str | 
     with Views() as views:
         confirm(f"Hand in {path.name} ({path.stat().st_size:,} bytes)?", yes)
         file_id, told = _through_the_door(path, url, token)
-        print(f"{path.name} taken")
+        say(as_json, f"{path.name} taken")
         for kind, code, message in told:  # each of them, before anything else can fail: it is not said again
-            print(printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
-        send_command(views, "ingestion", str(file_id), command.model_copy(update={"file_id": file_id}))
+            say(as_json, printable(f"  {kind.removesuffix('s')}: {code}: {message}"))
+        touched = send_command(views, "ingestion", str(file_id), command.model_copy(update={"file_id": file_id}))
+    said = [{"kind": kind.removesuffix("s"), "code": code, "message": message} for kind, code, message in told]
+    done(as_json, "", touched, file_id=file_id, told=said)
 
 
 def _through_the_door(path: Path, url: str, token: str) -> tuple[UUID, list[tuple[str, str, str]]]:
@@ -385,13 +419,13 @@ def _through_the_door(path: Path, url: str, token: str) -> tuple[UUID, list[tupl
         raise Refused(f"{url} is not ingestion's door: {printable(answer.text.strip()[:200])}") from error
 
 
-def request_statement(sponsor: str, who: str | None, why: str, yes: bool) -> None:
+def request_statement(sponsor: str, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Have funds ask the bank. Nothing is waited for: the statement comes when the bank sends it."""
     with Views() as views:
         confirm(f"Ask the bank for a statement of {sponsor or 'every sponsor'}?", yes)
         command = operator.RequestStatement(who=who_am_i(who), why=why, sponsor=sponsor)
         touched = send_command(views, "funds", sponsor or "statements", command)
-    print(f"{plural(touched, 'account')}: the bank is asked; `almoner failures` says if it refuses")
+    done(as_json, f"{plural(touched, 'account')}: the bank is asked; `almoner failures` says if it refuses", touched)
 
 
 def statement_door(url: str | None, token: str | None) -> tuple[str, str]:
@@ -408,12 +442,13 @@ def statement_door(url: str | None, token: str | None) -> tuple[str, str]:
     return url or door[0], token or door[1]
 
 
-def pause(service: str, stage: str, on: bool, who: str | None, why: str, yes: bool) -> None:
+def pause(service: str, stage: str, on: bool, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     if service not in SERVICES:
         raise Usage(f"no service is called {service!r}: there are {', '.join(SERVICES)}")
     with Views() as views:
         confirm(f"{'Pause' if on else 'Resume'} {stage} of {service}?", yes)
         model = operator.PauseStage if on else operator.ResumeStage
         touched = send_command(views, service, stage, model(who=who_am_i(who), why=why, stage=stage))
-    done = "paused" if on else "resumed"
-    print(f"{service}: {stage} {done}" if touched else f"{service}: {stage} was {done} already")
+    state = "paused" if on else "resumed"
+    text = f"{service}: {stage} {state}" if touched else f"{service}: {stage} was {state} already"
+    done(as_json, text, touched, service=service, stage=stage)

@@ -301,11 +301,12 @@ def statement_submit(
     why: Why = "handed in by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Hand a bank's statement to ingestion."""
     from libs.cli.act import submit_statement
 
-    submit_statement(file, url, token, who, why, yes)
+    submit_statement(file, url, token, who, why, yes, output is Output.json)
 
 
 @statements.command(
@@ -316,11 +317,12 @@ def statement_request(
     why: Why = "requested by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Have the bank send a statement of a sponsor's account now; it comes by the bank's call-back."""
     from libs.cli.act import request_statement
 
-    request_statement(sponsor or "", who, why, yes)
+    request_statement(sponsor or "", who, why, yes, output is Output.json)
 
 
 @statements.command("list", epilog=examples("statement list", "statement list --flagged --limit 100 -o json"))
@@ -498,6 +500,7 @@ def retry(
     who: Who = None,
     why: Why = "retried by an operator",
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Try again what ended in ERROR, or those who are held."""
     from libs.cli.context import who_am_i
@@ -507,13 +510,14 @@ def retry(
             raise Usage("--disbursement goes with --held")
         from libs.cli.failures import retry_work
 
-        retry_work(names or [], kind, code, rate, who, why, dry_run, yes)
+        retry_work(names or [], kind, code, rate, who, why, dry_run, yes, output is Output.json)
         return
     if kind or len(names or []) > 1:
         raise Usage("--held takes one envelope, or none for all, and no --kind")
     from libs.cli.act import retry_held
 
-    retry_held(names[0] if names else None, disbursement or [], code, rate, who_am_i(who), why, dry_run, yes)
+    envelope = names[0] if names else None
+    retry_held(envelope, disbursement or [], code, rate, who_am_i(who), why, dry_run, yes, output is Output.json)
 
 
 @app.command(epilog=examples('resolve RUN-1 D-0001 D-0002 --why "they have new accounts" --yes'))
@@ -523,11 +527,12 @@ def resolve(
     why: Why = "asked again by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Ask the mapper or the registry again about people, also about those who have an address: a corrected one counts from then on."""
     from libs.cli.act import resolve as run
 
-    run(envelope, disbursements, who, why, yes)
+    run(envelope, disbursements, who, why, yes, output is Output.json)
 
 
 @app.command(
@@ -545,13 +550,14 @@ def settle_unknown(
     did_not_happen: Annotated[bool, typer.Option("--did-not-happen", help="the bank did not do it")] = False,
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Say, with evidence, what became of a call to the bank whose answer was lost."""
     from libs.cli.act import settle_unknown as run
 
     if (happened is not None) == did_not_happen:
         raise Usage("say either --happened REFERENCE or --did-not-happen")
-    run(kind.value, subject, happened, evidence, who, yes)
+    run(kind.value, subject, happened, evidence, who, yes, output is Output.json)
 
 
 @app.command(
@@ -584,11 +590,13 @@ def refresh(why: Why = "refreshed by an operator", who: Who = None, yes: Yes = F
 
 
 @app.command(epilog=examples('release RUN-1 --why "programme ends" --yes'))
-def release(envelope: EnvelopeName, why: Why = "released by an operator", who: Who = None, yes: Yes = False) -> None:
+def release(
+    envelope: EnvelopeName, why: Why = "released by an operator", who: Who = None, yes: Yes = False, output: Out = Output.text
+) -> None:
     """Give the held money of an envelope back to the sponsor."""
     from libs.cli.act import release as run
 
-    run(envelope, who, why, yes)
+    run(envelope, who, why, yes, output is Output.json)
 
 
 @app.command(
@@ -601,13 +609,14 @@ def repay(
     why: Why = "paid again by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Pay again what the bank gave back or refused, or who was found after the money had been released."""
     from libs.cli.act import repay as run
 
     if bool(disbursements) == reversed_ones:
         raise Usage("say either which disbursements, or --reversed")
-    run(envelope, disbursements or [], reversed_ones, who, why, yes)
+    run(envelope, disbursements or [], reversed_ones, who, why, yes, output is Output.json)
 
 
 @app.command(epilog=examples('settle 3 4 --evidence "letter of the bank of 2 November" --why "its own charges" --yes'))
@@ -617,11 +626,12 @@ def settle(
     why: Why = "settled by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Close exceptions that somebody has dealt with. No money moves by that."""
     from libs.cli.act import settle as run
 
-    run(exceptions, evidence, who, why, yes)
+    run(exceptions, evidence, who, why, yes, output is Output.json)
 
 
 @app.command(epilog=examples("cancel RUN-1", "cancel RUN-1 --disbursement D-0001 --disbursement D-0002 --yes"))
@@ -631,11 +641,12 @@ def cancel(
     why: Why = "cancelled by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Cancel what is unpaid of an envelope, or single disbursements."""
     from libs.cli.act import cancel as run
 
-    run(envelope, disbursement or [], who, why, yes)
+    run(envelope, disbursement or [], who, why, yes, output is Output.json)
 
 
 @app.command(
@@ -653,6 +664,7 @@ def amend(
     why: Why = "amended by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Declare other counts, another total or date of an envelope, before all of it has come and before its date. The date alone of cash
     that is paid to people themselves may change until their funds are being checked."""
@@ -660,7 +672,8 @@ def amend(
 
     if not (disbursements or people or total or schedule_date):
         raise Usage("say what changes: --disbursements, --people, --total or --schedule-date")
-    run(envelope, people, disbursements, total, schedule_date.date() if schedule_date else None, who, why, yes)
+    day = schedule_date.date() if schedule_date else None
+    run(envelope, people, disbursements, total, day, who, why, yes, output is Output.json)
 
 
 @app.command(epilog=examples('pause funds dispatch --why "the bank has called" --yes', "pause resolution consume"))
@@ -676,11 +689,12 @@ def pause(
     why: Why = "paused by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Stop one stage of a service until `resume`."""
     from libs.cli.act import pause as run
 
-    run(service, stage, True, who, why, yes)
+    run(service, stage, True, who, why, yes, output is Output.json)
 
 
 @app.command(epilog=examples("resume funds dispatch --yes"))
@@ -690,11 +704,12 @@ def resume(
     why: Why = "resumed by an operator",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Let a stage go on."""
     from libs.cli.act import pause as run
 
-    run(service, stage, False, who, why, yes)
+    run(service, stage, False, who, why, yes, output is Output.json)
 
 
 # --- Keeping it going -------------------------------------------------------------------------------------------------
@@ -763,22 +778,32 @@ def dlq_show(service: Service, letter: Annotated[int, typer.Argument(metavar="ID
 
 @letters.command("redrive", epilog=examples("dlq redrive funds 7 8 --yes", "dlq redrive funds"))
 def dlq_redrive(
-    service: Service, letters: LetterIds = None, why: Why = "redriven by an operator", who: Who = None, yes: Yes = False
+    service: Service,
+    letters: LetterIds = None,
+    why: Why = "redriven by an operator",
+    who: Who = None,
+    yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Publish dead letters again once their cause is gone; all open ones if none is named."""
     from libs.cli.operate import dlq_redrive as run
 
-    run(service, letters or [], who, why, yes)
+    run(service, letters or [], who, why, yes, output is Output.json)
 
 
 @letters.command("discard", epilog=examples('dlq discard funds 7 --why "sent twice by a test" --yes'))
 def dlq_discard(
-    service: Service, letters: LetterIds = None, why: Why = "given up by an operator", who: Who = None, yes: Yes = False
+    service: Service,
+    letters: LetterIds = None,
+    why: Why = "given up by an operator",
+    who: Who = None,
+    yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Give dead letters up, for good: whatever they said does not happen."""
     from libs.cli.operate import dlq_discard as run
 
-    run(service, letters or [], who, why, yes)
+    run(service, letters or [], who, why, yes, output is Output.json)
 
 
 @app.command(epilog=examples("tick", 'tick funds-due --why "the account is funded" --yes'))

@@ -194,6 +194,19 @@ def print_json(value: object) -> None:
     print(json.dumps(value, default=_plain, ensure_ascii=False))
 
 
+def say(as_json: bool, *lines: str) -> None:
+    """What a verb that changes something says on its way; for programs it stands beside their object, on standard error."""
+    print(*lines, sep="\n", file=sys.stderr if as_json else sys.stdout)
+
+
+def done(as_json: bool, text: str, touched: int, **more: object) -> None:
+    """What came of a verb that changes something: a line, or for programs one object with how many rows it touched."""
+    if as_json:
+        print_json({"touched": touched, **more})
+    elif text:
+        print(text)
+
+
 def as_dict(row: Any) -> dict[str, Any]:
     return dict(row._asdict())
 

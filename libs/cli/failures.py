@@ -11,10 +11,12 @@ from libs.cli.context import (
     as_dict,
     clock,
     confirm,
+    done,
     find_envelope,
     money,
     plural,
     print_json,
+    say,
     table,
     who_am_i,
 )
@@ -98,6 +100,7 @@ def retry_work(
     why: str,
     dry_run: bool,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Give what ended in ERROR a new set of attempts, in portions: never more than `rate` a second, where that is given."""
     with Views() as views:
@@ -110,14 +113,17 @@ def retry_work(
         if missing := [subject for subject in subjects if subject not in known]:
             raise Refused(f"nothing in ERROR is called {missing[0]}: `almoner failures -o json` names the subjects")
         if not counts:
-            print("No such work is in ERROR." if kind or code else "No work is in ERROR.")
+            nothing = "No such work is in ERROR." if kind or code else "No work is in ERROR."
+            done(as_json, nothing, 0, found=0, dry_run=dry_run)
             return
         for (service, one), count in counts.items():
-            print(f"  {service}: {count:,} × {one}")
+            say(as_json, f"  {service}: {count:,} × {one}")
         if dry_run:
-            print(f"{plural(counts.total(), 'call')} would be tried again; nothing was sent.")
+            would = f"{plural(counts.total(), 'call')} would be tried again; nothing was sent."
+            done(as_json, would, 0, found=counts.total(), dry_run=True)
             return
         confirm(f"Retry {plural(counts.total(), 'call')}?", yes)
+        sent: list[dict[str, Any]] = []
         for service, one in counts:
             chosen = [row.subject for row in found[service] if row.kind == one]
             touched = 0
@@ -125,7 +131,9 @@ def retry_work(
                 command = operator.RetryWork(who=who_am_i(who), why=why, kind=one, subjects=portion)
                 touched += send_command(views, service, one, command)
             others = f" ({len(chosen) - touched:,} were not in ERROR any more)" if touched < len(chosen) else ""
-            print(f"{service}: {touched:,} × {one} tried again{others}")
+            sent.append({"service": service, "kind": one, "touched": touched})
+            say(as_json, f"{service}: {touched:,} × {one} tried again{others}")
+    done(as_json, "", sum(one["touched"] for one in sent), found=counts.total(), dry_run=False, sent=sent)
 
 
 # --- Lines of statements ----------------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from libs.cli.context import (
     as_dict,
     clock,
     confirm,
+    done,
     locate,
     plural,
     print_json,
+    say,
     table,
     who_am_i,
 )
@@ -96,19 +98,21 @@ def dlq_show(service: str, letter_id: int, as_json: bool) -> None:
     print(_readable(body)[:SHOWN_CHARACTERS])
 
 
-def dlq_redrive(service: str, ids: list[int], who: str | None, why: str, yes: bool) -> None:
+def dlq_redrive(service: str, ids: list[int], who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Publish open dead letters again on their topics; all of the service's without ids."""
-    _change(service, ids, yes, "Publish {} again?", operator.RedriveDeadLetters(who=who_am_i(who), why=why, ids=ids))
+    _change(service, ids, yes, as_json, "Publish {} again?", operator.RedriveDeadLetters(who=who_am_i(who), why=why, ids=ids))
 
 
-def dlq_discard(service: str, ids: list[int], who: str | None, why: str, yes: bool) -> None:
+def dlq_discard(service: str, ids: list[int], who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Give dead letters up, for good. Whatever they said does not happen."""
     if not ids:
         raise Usage("name the dead letters to be given up: nobody gives up all of them")
-    _change(service, ids, yes, "Give {} up, for good?", operator.DiscardDeadLetters(who=who_am_i(who), why=why, ids=ids))
+    _change(
+        service, ids, yes, as_json, "Give {} up, for good?", operator.DiscardDeadLetters(who=who_am_i(who), why=why, ids=ids)
+    )
 
 
-def _change(service: str, ids: list[int], yes: bool, question: str, command: operator.Command) -> None:
+def _change(service: str, ids: list[int], yes: bool, as_json: bool, question: str, command: operator.Command) -> None:
     if len(ids) > CHUNK_ITEMS:
         raise Usage(f"at most {CHUNK_ITEMS} ids at once")
     with Views() as views:
@@ -116,13 +120,13 @@ def _change(service: str, ids: list[int], yes: bool, question: str, command: ope
         if missing := sorted(set(ids) - {row.id for row in letters}):
             raise Refused(f"{service} has no open dead letter {missing[0]}: `almoner dlq list` names them")
         if not letters:
-            print(f"{service} has no open dead letters.")
+            done(as_json, f"{service} has no open dead letters.", 0, service=service)
             return
         for code, count in Counter(row.code for row in letters).most_common():
-            print(f"  {count:,} × {code}")
+            say(as_json, f"  {count:,} × {code}")
         confirm(question.format(plural(len(letters), "dead letter")), yes)
         touched = send_command(views, service, service, command)
-    print(f"{service}: {plural(touched, 'dead letter')} {_DONE[type(command)]}")
+    done(as_json, f"{service}: {plural(touched, 'dead letter')} {_DONE[type(command)]}", touched, service=service)
 
 
 _DONE: dict[type[operator.Command], str] = {
@@ -161,8 +165,8 @@ def tick(job: str | None, who: str | None, why: str, yes: bool, as_json: bool) -
         if job not in [row.job for row in jobs]:
             raise Refused(f"no job is called {job!r}: there are {', '.join(row.job for row in jobs) or 'none'}")
         confirm(f"Fire {job} now?", yes)
-        send_command(views, "scheduler", job, operator.FireTick(who=who_am_i(who), why=why, job=job))
-    print(f"{job} fired")
+        touched = send_command(views, "scheduler", job, operator.FireTick(who=who_am_i(who), why=why, job=job))
+    done(as_json, f"{job} fired", touched, job=job)
 
 
 def audit(service: str | None, limit: int, as_json: bool) -> None:

@@ -93,6 +93,24 @@ def test_a_command_that_is_set_aside_says_with_which_fault(
         send_command(views, "resolution", "x", Later(who="ops", why="test"), wait_seconds=6)
 
 
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        (("pause", "resolution", "resolve"), {"touched": 1, "service": "resolution", "stage": "resolve"}),
+        (("tick", "funds-due"), {"touched": 1, "job": "funds-due"}),
+        (("dlq", "discard", "resolution", "1"), {"touched": 1, "service": "resolution"}),
+        (("retry", "--kind", "resolve"), {"touched": 0, "found": 0, "dry_run": False}),
+    ],
+)
+def test_what_changes_something_prints_one_object_for_programs(
+    alone: Almoner, resolution: Process, verb: tuple[str, ...], told: dict[str, object]
+) -> None:
+    if "dlq" in verb:
+        publish_broken(alone.world, "one")
+        alone.world.until(lambda: letters_of(alone.world))
+    assert alone.json(*verb, "--yes") == told
+
+
 def test_what_cannot_be_meant_is_refused(alone: Almoner, resolution: Process) -> None:
     for verb in ("pause", "resume"):
         refused = alone.run(verb, "resolution", "resolv", "--yes", code=1).stderr

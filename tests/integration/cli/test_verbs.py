@@ -89,8 +89,14 @@ def test_cancelling_and_releasing(town: Town) -> None:
     assert audit == ("ann", "moved away", CancelForPublisher.TYPE, 1)
     town.almoner("resume", "funds", "dispatch", "--yes")
     town.world.until(lambda: town.json("status", "E1")["confirmed"] == 18, what="18 confirmations")
-    assert "could not be cancelled" in town.run("cancel", "E1", "--disbursement", ids[1], "--yes", code=1).stderr
-    assert "to the sponsor" in town.almoner("release", "E1", "--why", "programme ends", "--yes")
+    too_late = town.run("cancel", "E1", "--disbursement", ids[1], "--yes", "-o", "json", code=1)
+    assert "could not be cancelled" in too_late.stderr
+    told_to_programs = json.loads(too_late.stdout)
+    assert told_to_programs["touched"] == 0
+    assert [one["disbursement_id"] for one in told_to_programs["not_cancelled"]] == [ids[1]]
+    given_back = town.json("release", "E1", "--why", "programme ends", "--yes")
+    assert (given_back["touched"], given_back["amount_minor"]) == (1, list(sample.people(20))[-1][3])
+    assert "there is nothing to release" in town.almoner("release", "E1", "--yes")
     town.world.until(lambda: town.json("status", "E1")["stands"] == "settled", what="the settlement")
     released = ("released", "asks funds for ReleaseRequested (1 touched)")
     assert [step for step in told(town, ids[0]) if step[0] in released] == [("released", "release 1")]  # cancelled

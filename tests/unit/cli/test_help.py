@@ -43,6 +43,15 @@ def test_every_verb_has_examples_which_parse(name: str) -> None:
             assert context.command is command
 
 
+def test_every_verb_that_changes_something_prints_for_programs_as_well() -> None:
+    """Whoever changes something says on whose behalf. Of zones and notices it is said in text alone."""
+    options = {name.removeprefix("almoner "): {one.name for one in command.params} for name, command in VERBS.items()}
+    changing = {name for name, given in options.items() if "who" in given} | {"submit"}
+    assert {"retry", "settle-unknown", "statement submit", "dlq discard", "tick"} <= changing
+    without = {name for name in changing if "output" not in options[name]}
+    assert without <= {"reassign", "refresh", "notice send", "notice settle", "notice suppress"}
+
+
 def test_an_example_with_a_wrong_option_would_be_noticed() -> None:
     with pytest.raises(Exception, match="No such option"):
         VERBS["almoner retry"].make_context("retry", ["--no-such-option"])
