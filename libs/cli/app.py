@@ -776,10 +776,18 @@ def dlq_show(service: Service, letter: Annotated[int, typer.Argument(metavar="ID
     run(service, letter, output is Output.json)
 
 
-@letters.command("redrive", epilog=examples("dlq redrive funds 7 8 --yes", "dlq redrive funds"))
+@letters.command(
+    "redrive",
+    epilog=examples(
+        "dlq redrive funds 7 8 --yes", "dlq redrive funds --dry-run", "dlq redrive funds --code INVALID_DATA --rate 50 --yes"
+    ),
+)
 def dlq_redrive(
     service: Service,
     letters: LetterIds = None,
+    code: Annotated[str | None, typer.Option(help="only those with this code, as `dlq list` shows it")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="messages a second, at most; sent in portions")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say how many, send nothing")] = False,
     why: Why = "redriven by an operator",
     who: Who = None,
     yes: Yes = False,
@@ -788,7 +796,7 @@ def dlq_redrive(
     """Publish dead letters again once their cause is gone; all open ones if none is named."""
     from libs.cli.operate import dlq_redrive as run
 
-    run(service, letters or [], who, why, yes, output is Output.json)
+    run(service, letters or [], code, rate, who, why, dry_run, yes, output is Output.json)
 
 
 @letters.command("discard", epilog=examples('dlq discard funds 7 --why "sent twice by a test" --yes'))

@@ -23,10 +23,9 @@ from libs.cli.context import (
     table,
     who_am_i,
 )
-from libs.cli.send import read_one, send_command
+from libs.cli.send import in_portions, read_one, send_command
 from libs.cli.watch import places
 from libs.common.contracts import operator
-from libs.common.contracts.base import CHUNK_ITEMS
 
 WATCH_SECONDS = 2.0
 SHOWN_CHARACTERS = 2_000
@@ -98,41 +97,65 @@ def dlq_show(service: str, letter_id: int, as_json: bool) -> None:
     print(_readable(body)[:SHOWN_CHARACTERS])
 
 
-def dlq_redrive(service: str, ids: list[int], who: str | None, why: str, yes: bool, as_json: bool) -> None:
-    """Publish open dead letters again on their topics; all of the service's without ids."""
-    _change(service, ids, yes, as_json, "Publish {} again?", operator.RedriveDeadLetters(who=who_am_i(who), why=why, ids=ids))
+def dlq_redrive(
+    service: str,
+    ids: list[int],
+    code: str | None,
+    rate: float | None,
+    who: str | None,
+    why: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Publish open dead letters again on their topics, in portions: never more than `rate` a second, where that is given. Without ids
+    and code all of the service's that are open now, and none that is set aside meanwhile."""
+    with Views() as views:
+        letters = [row for row in _chosen(views, service, ids, code) if row.state == "OPEN"]  # others are on their way
+        if not letters:
+            done(as_json, f"{service} has no such dead letters to publish.", 0, service=service, found=0, dry_run=dry_run)
+            return
+        _show(letters, as_json)
+        count = plural(len(letters), "dead letter")
+        if dry_run:
+            would = f"{count} would be published again; nothing was sent."
+            done(as_json, would, 0, service=service, found=len(letters), dry_run=True)
+            return
+        confirm(f"Publish {count} again?", yes)
+        touched = 0
+        for portion in in_portions([row.id for row in letters], rate):
+            command = operator.RedriveDeadLetters(who=who_am_i(who), why=why, ids=portion)
+            touched += send_command(views, service, service, command)
+    text = f"{service}: {plural(touched, 'dead letter')} published again; `almoner dlq list` shows whether they were handled"
+    done(as_json, text, touched, service=service, found=len(letters), dry_run=False)
 
 
 def dlq_discard(service: str, ids: list[int], who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Give dead letters up, for good. Whatever they said does not happen."""
     if not ids:
         raise Usage("name the dead letters to be given up: nobody gives up all of them")
-    _change(
-        service, ids, yes, as_json, "Give {} up, for good?", operator.DiscardDeadLetters(who=who_am_i(who), why=why, ids=ids)
-    )
-
-
-def _change(service: str, ids: list[int], yes: bool, as_json: bool, question: str, command: operator.Command) -> None:
-    if len(ids) > CHUNK_ITEMS:
-        raise Usage(f"at most {CHUNK_ITEMS} ids at once")
     with Views() as views:
-        letters = [row for row in _letters(views, _service(service), False) if not ids or row.id in ids]
-        if missing := sorted(set(ids) - {row.id for row in letters}):
-            raise Refused(f"{service} has no open dead letter {missing[0]}: `almoner dlq list` names them")
-        if not letters:
-            done(as_json, f"{service} has no open dead letters.", 0, service=service)
-            return
-        for code, count in Counter(row.code for row in letters).most_common():
-            say(as_json, f"  {count:,} × {code}")
-        confirm(question.format(plural(len(letters), "dead letter")), yes)
-        touched = send_command(views, service, service, command)
-    done(as_json, f"{service}: {plural(touched, 'dead letter')} {_DONE[type(command)]}", touched, service=service)
+        letters = _chosen(views, service, ids, None)
+        _show(letters, as_json)
+        confirm(f"Give {plural(len(letters), 'dead letter')} up, for good?", yes)
+        touched = 0
+        for portion in in_portions([row.id for row in letters], None):
+            command = operator.DiscardDeadLetters(who=who_am_i(who), why=why, ids=portion)
+            touched += send_command(views, service, service, command)
+    done(as_json, f"{service}: {plural(touched, 'dead letter')} given up", touched, service=service)
 
 
-_DONE: dict[type[operator.Command], str] = {
-    operator.RedriveDeadLetters: "published again; `almoner dlq list` shows whether they were handled",
-    operator.DiscardDeadLetters: "given up",
-}
+def _chosen(views: Views, service: str, ids: list[int], code: str | None) -> list[Any]:
+    """Dead letters that are neither handled nor given up: these, or all, with this code or any. Raises Refused where one is missing."""
+    letters = [row for row in _letters(views, _service(service), False) if not ids or row.id in ids]
+    if missing := sorted(set(ids) - {row.id for row in letters}):
+        raise Refused(f"{service} has no open dead letter {missing[0]}: `almoner dlq list` names them")
+    return [row for row in letters if code in (None, row.code)]
+
+
+def _show(letters: list[Any], as_json: bool) -> None:
+    for code, count in Counter(row.code for row in letters).most_common():
+        say(as_json, f"  {count:,} × {code}")
 
 
 def _letters(views: Views, service: str, everything: bool) -> list[Any]:

@@ -1,5 +1,6 @@
 """The verbs of whoever keeps the services going, against real services: dead letters, lag, ticks by hand, the audit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,43 @@ def test_dead_letters_are_listed_read_published_again_and_given_up(alone: Almone
         ("DiscardDeadLetters", "a test", 1),
         ("RedriveDeadLetters", "redriven by an operator", 1),
     ]
+
+
+def test_dead_letters_are_published_again_by_code_in_portions_and_just_those_that_were_counted(
+    alone: Almoner, resolution: Process
+) -> None:
+    world = alone.world
+    publish_broken(world, "one", "two", "three")
+    world.publish_raw(BATCHES, b"four", b"{}", HEADERS)  # without an id
+    world.until(lambda: len(letters_of(world)) == 4)
+    alone.almoner("pause", "resolution", "consume", "--yes")  # or they would be set aside anew
+    world.until(lambda: resolution.metric("almoner_paused", stage="consume") == 1)
+    by_code: dict[str, list[int]] = {}
+    for row in alone.json("dlq", "list"):
+        by_code.setdefault(row["code"], []).append(row["id"])
+    broken, without_id = by_code["INVALID_DATA"], by_code["INVALID_CLOUDEVENT"]
+
+    def redriven() -> list[list[int]]:
+        query = "SELECT detail FROM ops_audit WHERE action LIKE '%%RedriveDeadLetters%%' ORDER BY id"
+        return [json.loads(row.detail)["ids"] for row in world.sql("resolution", query)]
+
+    redrive = ("dlq", "redrive", "resolution")
+    dry = alone.almoner(*redrive, "--dry-run").splitlines()
+    assert dry == [
+        "  3 × INVALID_DATA",
+        "  1 × INVALID_CLOUDEVENT",
+        "4 dead letters would be published again; nothing was sent.",
+    ]
+    assert alone.json(*redrive, "--code", "INVALID_CLOUDEVENT", "--dry-run")["found"] == 1
+    assert "no such dead letters" in alone.almoner(*redrive, "--code", "OTHER", "--yes")
+    assert redriven() == []
+
+    portions = alone.run(*redrive, "--code", "INVALID_DATA", "--rate", "2", "--yes")
+    assert "3 dead letters published again" in portions.stdout
+    assert "2 of 3" in portions.stderr
+    assert "no such dead letters" in alone.almoner(*redrive, str(broken[0]), "--yes")  # it is on its way
+    assert "1 dead letter published again" in alone.almoner(*redrive, "--yes")
+    assert redriven() == [broken[:2], broken[2:], without_id]
 
 
 def test_a_command_that_is_set_aside_says_with_which_fault(
