@@ -600,13 +600,16 @@ def release(
 
 
 @app.command(
-    epilog=examples('repay RUN-1 D-0001 D-0002 --why "the account was closed; they have new ones"', "repay RUN-1 --reversed")
+    epilog=examples(
+        'repay RUN-1 D-0001 D-0002 --why "the account was closed; they have new ones"',
+        'repay RUN-1 --reversed --why "they have new accounts"',
+    )
 )
 def repay(
     envelope: EnvelopeName,
+    why: Why,
     disbursements: Annotated[list[str] | None, typer.Argument(metavar="DISBURSEMENT", help="the ids, at most 1,000")] = None,
     reversed_ones: Annotated[bool, typer.Option("--reversed", help="everybody whose payment came back")] = False,
-    why: Why = "paid again by an operator",
     who: Who = None,
     yes: Yes = False,
     output: Out = Output.text,

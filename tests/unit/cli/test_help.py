@@ -57,6 +57,11 @@ def test_an_example_with_a_wrong_option_would_be_noticed() -> None:
         VERBS["almoner retry"].make_context("retry", ["--no-such-option"])
 
 
+def test_nobody_is_paid_again_without_a_reason() -> None:
+    with pytest.raises(Exception, match="why"):
+        VERBS["almoner repay"].make_context("repay", ["RUN-1", "--reversed", "--yes"])
+
+
 def complete(words: str, **env: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-m", "libs.cli"],
