@@ -29,6 +29,7 @@ from libs.cli.context import (
     who_am_i,
 )
 from libs.cli.send import Answers, Publisher, in_portions, send_command
+from libs.cli.watch import places
 from libs.common.contracts import operator
 from libs.common.contracts.base import CHUNK_ITEMS
 from libs.common.contracts.ingestion import EnvelopeAmendmentRequested, SubmissionRejected
@@ -422,7 +423,10 @@ def _through_the_door(path: Path, url: str, token: str) -> tuple[UUID, list[tupl
 def request_statement(sponsor: str, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Have funds ask the bank. Nothing is waited for: the statement comes when the bank sends it."""
     with Views() as views:
-        confirm(f"Ask the bank for a statement of {sponsor or 'every sponsor'}?", yes)
+        if not yes:
+            on_none = views.one("SELECT coalesce(sum(outstanding), 0)::bigint AS n FROM funds.ops_envelopes").n
+            whose = f"{sponsor or 'every sponsor'} (payments on none yet, of all sponsors: {on_none:,})"
+            confirm(f"Ask the bank for a statement of {whose}?", yes)
         command = operator.RequestStatement(who=who_am_i(who), why=why, sponsor=sponsor)
         touched = send_command(views, "funds", sponsor or "statements", command)
     done(as_json, f"{plural(touched, 'account')}: the bank is asked; `almoner failures` says if it refuses", touched)
@@ -446,9 +450,22 @@ def pause(service: str, stage: str, on: bool, who: str | None, why: str, yes: bo
     if service not in SERVICES:
         raise Usage(f"no service is called {service!r}: there are {', '.join(SERVICES)}")
     with Views() as views:
-        confirm(f"{'Pause' if on else 'Resume'} {stage} of {service}?", yes)
+        if not yes:
+            confirm(f"{'Pause' if on else 'Resume'} {stage} of {service} (waiting: {_waiting(views, service, stage):,})?", yes)
         model = operator.PauseStage if on else operator.ResumeStage
         touched = send_command(views, service, stage, model(who=who_am_i(who), why=why, stage=stage))
     state = "paused" if on else "resumed"
     text = f"{service}: {stage} {state}" if touched else f"{service}: {stage} was {state} already"
     done(as_json, text, touched, service=service, stage=stage)
+
+
+def _waiting(views: Views, service: str, stage: str) -> int:
+    """Before a stage: messages not consumed yet, or calls and decisions to be made."""
+    if stage == "consume":
+        return sum(place.lag for place in places((service,)) if not place.topic.endswith(".commands.v1"))  # which go on
+    row = views.one(
+        f"""SELECT (SELECT count(*) FROM {service}.ops_work WHERE kind = %(stage)s AND state IN ('PENDING', 'CLAIMED'))
+                 + (SELECT count(*) FROM {service}.ops_due WHERE job = %(stage)s AND NOT gave_up) AS n""",
+        stage=stage,
+    )
+    return int(row.n)

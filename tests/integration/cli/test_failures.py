@@ -67,6 +67,8 @@ def test_a_bank_is_asked_for_its_statement_by_command_and_by_tick(town: Town) ->
     town.bank.set_statements("full", callback_url=door, token=TOKEN)  # only on request
     town.submit("E1", 3)
     town.world.until(lambda: town.json("status", "E1")["outstanding"] == 3, what="three dispatched")
+    question = "Ask the bank for a statement of default (payments on none yet, of all sponsors: 3)?"
+    assert question in town.run("statement", "request", "default", code=2).stderr
     assert "1 account: the bank is asked" in town.almoner("statement", "request", "default", "--yes")
     town.world.until(lambda: town.json("status", "E1")["confirmed"] == 3, what="three confirmed")
     assert "no sponsor is called 'nobody'" in town.run("statement", "request", "nobody", "--yes", code=1).stderr

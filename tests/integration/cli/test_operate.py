@@ -177,6 +177,7 @@ def test_lag_by_topic(alone: Almoner, resolution: Process) -> None:
 
     assert behind()["resolution", BATCHES] == 3
     assert f"{world.prefix}{BATCHES}" in alone.almoner("lag")
+    assert "Resume consume of resolution (waiting: 3)?" in alone.run("resume", "resolution", "consume", code=2).stderr
     alone.almoner("resume", "resolution", "consume", "--yes")
     world.until(lambda: behind()["resolution", BATCHES] == 0)
 
@@ -241,6 +242,9 @@ def test_every_kind_of_failure_is_listed_with_what_helps(alone: Almoner, resolut
         "notifications",
         "INSERT INTO work (kind, subject, lock_key, state, code, cause_id) VALUES ('smtp', '5', 1, 'UNKNOWN', 'ANSWER_LOST', 'c')",
     )
+    for service, stage, waiting in (("funds", "check", 2), ("ingestion", "cut", 1), ("ingestion", "read-statement", 0)):
+        asked = f"Pause {stage} of {service} (waiting: {waiting})?"
+        assert asked in alone.run("pause", service, stage, code=2).stderr
     publish_broken(world, "one")
     [letter] = world.until(lambda: letters_of(world))
     found = {(row["service"], row["kind"]): row for row in alone.json("failures")}
