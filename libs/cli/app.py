@@ -428,11 +428,13 @@ def notice_show(
 
 
 @notices_of.command("send", epilog=examples('notice send 5f3c2a1e-0000-5000-8000-000000000001 --why "a new number" --yes'))
-def notice_send(notices: NoticeIds, why: Why = "sent again by an operator", who: Who = None, yes: Yes = False) -> None:
+def notice_send(
+    notices: NoticeIds, why: Why = "sent again by an operator", who: Who = None, yes: Yes = False, output: Out = Output.text
+) -> None:
     """Send notices once more: those that failed, were suppressed, or did not arrive."""
     from libs.cli.places import send_again
 
-    send_again(notices, who, why, yes)
+    send_again(notices, who, why, yes, output is Output.json)
 
 
 @notices_of.command(
@@ -444,11 +446,12 @@ def notice_settle(
     sent: Annotated[bool, typer.Option("--sent/--not-sent", help="whether it was sent")],
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Say, with evidence, what became of notices whose outcome is unknown."""
     from libs.cli.places import settle_notices
 
-    settle_notices(notices, sent, evidence, who, yes)
+    settle_notices(notices, sent, evidence, who, yes, output is Output.json)
 
 
 @notices_of.command(
@@ -461,11 +464,12 @@ def notice_suppress(
     why: Why = "asked for by the one concerned",
     who: Who = None,
     yes: Yes = False,
+    output: Out = Output.text,
 ) -> None:
     """Tell somebody nothing any more."""
     from libs.cli.places import suppress as run
 
-    run(kind.value, subject, lift, who, why, yes)
+    run(kind.value, subject, lift, who, why, yes, output is Output.json)
 
 
 # --- Acting -----------------------------------------------------------------------------------------------------------

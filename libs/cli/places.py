@@ -15,6 +15,7 @@ from libs.cli.context import (
     as_uuid,
     clock,
     confirm,
+    done,
     find_envelope,
     locate,
     plural,
@@ -134,10 +135,7 @@ def reassign(name: str, kind: PlaceKind, zone: str, place: str, who: str | None,
             expected=int(people),
         )
         touched = send_command(views, "allocation", str(envelope.envelope_id), command)
-    if as_json:
-        print_json({"touched": touched})
-        return
-    print(f"{kind} {place} serves {plural(touched, 'person')} of zone {zone} now")
+    done(as_json, f"{kind} {place} serves {plural(touched, 'person')} of zone {zone} now", touched)
 
 
 def refresh(who: str | None, why: str, yes: bool, as_json: bool) -> None:
@@ -150,10 +148,8 @@ def refresh(who: str | None, why: str, yes: bool, as_json: bool) -> None:
         again = f"{plural(held.people, 'person')} held in {plural(held.zones, 'zone')}"
         confirm(f"Read warehouses and agencies again, and try {again} once more?", yes)
         send_command(views, "allocation", "reference", operator.RefreshReference(who=who_am_i(who), why=why))
-    if as_json:
-        print_json({"touched": held.people, "zones": held.zones})
-        return
-    print("allocation reads warehouses and agencies again; zones that were held for want of them follow")
+    text = "allocation reads warehouses and agencies again; zones that were held for want of them follow"
+    done(as_json, text, held.people, zones=held.zones)
 
 
 # --- Notices ----------------------------------------------------------------------------------------------------------
@@ -211,16 +207,16 @@ def show_notice(name: str, html: bool) -> None:
     print(done.stdout, end="")
 
 
-def send_again(ids: list[str], who: str | None, why: str, yes: bool) -> None:
+def send_again(ids: list[str], who: str | None, why: str, yes: bool, as_json: bool) -> None:
     chosen = _ids(ids)
     with Views() as views:
         confirm(f"Send {plural(len(chosen), 'notice')} once more, each as a new one?", yes)
         command = operator.SendNotices(who=who_am_i(who), why=why, notice_ids=chosen, expected=len(chosen))
         touched = send_command(views, "notifications", str(chosen[0]), command)
-    print(f"{plural(touched, 'notice')} on their way again")
+    done(as_json, f"{plural(touched, 'notice')} on their way again", touched)
 
 
-def settle_notices(ids: list[str], sent: bool, evidence: str, who: str | None, yes: bool) -> None:
+def settle_notices(ids: list[str], sent: bool, evidence: str, who: str | None, yes: bool, as_json: bool) -> None:
     chosen = _ids(ids)
     with Views() as views:
         outcome: Literal["sent", "not_sent"] = "sent" if sent else "not_sent"
@@ -229,15 +225,15 @@ def settle_notices(ids: list[str], sent: bool, evidence: str, who: str | None, y
             who=who_am_i(who), why=evidence, notice_ids=chosen, outcome=outcome, evidence=evidence, expected=len(chosen)
         )
         touched = send_command(views, "notifications", str(chosen[0]), command)
-    print(f"{plural(touched, 'notice')} settled")
+    done(as_json, f"{plural(touched, 'notice')} settled", touched)
 
 
-def suppress(kind: SubjectKind, subject: str, lift: bool, who: str | None, why: str, yes: bool) -> None:
+def suppress(kind: SubjectKind, subject: str, lift: bool, who: str | None, why: str, yes: bool, as_json: bool) -> None:
     with Views() as views:
         confirm(f"Tell {kind.lower()} {subject} {'everything again' if lift else 'nothing any more'}?", yes)
         command = operator.SuppressSubject(who=who_am_i(who), why=why, kind=kind, subject=subject, suppressed=not lift)
-        send_command(views, "notifications", subject, command)
-    print(f"{kind.lower()} {subject} is told {'again' if lift else 'nothing any more'}")
+        touched = send_command(views, "notifications", subject, command)
+    done(as_json, f"{kind.lower()} {subject} is told {'again' if lift else 'nothing any more'}", touched)
 
 
 def _ids(names: list[str]) -> list[UUID]:

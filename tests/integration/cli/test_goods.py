@@ -122,7 +122,7 @@ def test_an_operator_sees_reassigns_mends_and_proves(county: County) -> None:
     assert "cooperative" in shown.lower()
     assert "<html" in county.almoner("notice", "show", notice["notice_id"], "--html").lower()
     assert "1 notice" in county.almoner("notice", "send", notice["notice_id"], "--why", "lost", "--yes")
-    county.almoner("notice", "suppress", "AGENCY", "1", "--yes")
+    assert county.json("notice", "suppress", "AGENCY", "1", "--yes") == {"touched": 1}
 
     story = county.almoner("timeline", "RICE")
     for said in ("is to find zones", "has announced who serves them", "asks allocation for ReassignZone", "kg"):
