@@ -330,7 +330,7 @@ MUTANTS = [
         "        for row in rows[1:]:\n"
         "            self.copy(table, columns, [row])\n"
         "        values = list(zip(*rows[:1], strict=True))\n",
-        (f"{PER_BATCH}[Payout-sizes0]",),
+        (f"{PER_BATCH}[AgencyPayout-sizes1]",),
     ),
     Mutant(
         "as in a bridge: updated_at does not change when a call ends",
