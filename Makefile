@@ -36,12 +36,12 @@ check: setup ## Style, types, import rules, fast tests (generated files among th
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/lint-imports --no-logo
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast-one fast-two
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types fast-two fast-one
 
 types: setup
 	$(run) mypy
 
-# The fast tests, in halves as long as the types: two cores are busy to the end.
+# The fast tests in two parts, the longer one beside the types: two cores are busy to the end.
 one := tests/unit/allocation tests/unit/common tests/unit/deploy
 fast-one: setup
 	$(run) pytest -q tests/contract tests/architecture $(one)

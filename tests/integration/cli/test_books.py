@@ -25,6 +25,7 @@ def paid(town: Town) -> tuple[Town, list[str]]:
     world.until(lambda: town.json("status", "E1")["confirmed"] == 10, what="10 confirmations")
     town.bank.reverse("full", reason="ACCOUNT CLOSED", disbursement_ids=ids[:2])
     world.until(lambda: town.json("status", "E1")["reversed"] == 2, what="2 reversals")
+    world.until(lambda: idle(world))  # what is decided after a row was altered would be decided of the altered row
     assert "finds the money given back: ACCOUNT CLOSED; line " in town.almoner("timeline", ids[0])
     assert town.json("books", "E1")["balanced"]
     return town, ids
