@@ -223,7 +223,8 @@ def test_a_list_of_which_no_line_comes_is_an_exception(world: World, books: Book
     tick(world)
     [found] = world.until(lambda: listed(world, reason="NO_STATEMENT_LINE"))
     total = sum(item.amount_minor for item in books.late.items())
-    assert (found.statement_id, found.amount_minor, found.detail) == (None, total, "2 payments without a line")
+    assert (found.statement_id, found.amount_minor) == (None, total)
+    assert found.detail.startswith("2 payments without a line")  # what the bank answers is added, maybe by now
     world.until(lambda: idle(world))
     assert books.money() == before
     settled_by_command(books, found)
