@@ -167,13 +167,12 @@ class Place:
 def _admin() -> Iterator[Any]:
     """Kafka's, for questions. Raises NotReachable."""
     from confluent_kafka import KafkaException
-    from confluent_kafka.admin import AdminClient
 
     from libs.cli.context import NotReachable
     from libs.common import kafka
 
     try:
-        yield AdminClient({**kafka.connection(), "log_level": 0})
+        yield kafka.admin(log_level=0)
     except KafkaException as error:
         raise NotReachable(f"Kafka does not answer: {error.args[0].str()}; is the broker up? (`./almoner up`)") from None
 

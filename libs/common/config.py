@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -27,6 +27,15 @@ PREFIX = "ALMONER_"
 _SECRET = ("key", "token", "secret", "password", "url")  # parts of a setting's name whose value is never shown
 # What Kubernetes puts into every pod for a Service that is called like one of ours ("almoner-funds").
 _SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_[0-9]+_(TCP|UDP|SCTP)(_.*)?")
+
+
+def _is_a_time_zone(value: str) -> str:
+    if not known_time_zone(value):
+        raise ValueError("is no time zone of the IANA database, such as Africa/Nairobi")
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_is_a_time_zone)]
 
 # The limits of one kind of outside call; a service has a field `<kind>_<limit>` for each it lets operators set.
 Concurrency = Annotated[int, Field(ge=1, le=100, description="calls at once, per replica")]
@@ -56,7 +65,7 @@ class ServiceSettings(BaseSettings):
     topic_prefix: str = Field(default="", description="before every topic and group, where a cluster is shared")
     seal_keys: SecretStr = Field(description="name:base64 of 32 bytes, comma between; the first seals, all open")
     token_key: SecretStr = Field(min_length=16, description="key of the HMAC that names accounts")
-    time_zone: str = Field(default="UTC", description="of programmes that don't say")
+    time_zone: TimeZone = Field(default="UTC", description="of programmes that don't say")
     http_host: str = Field(default="127.0.0.1", description="address that health and metrics listen at")
     http_port: int = Field(default=0, ge=0, le=65535, description="health and metrics; 0 picks a free one")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, and worse")
@@ -92,13 +101,6 @@ class ServiceSettings(BaseSettings):
             url = None
         if url is None or url.get_backend_name() != "postgresql":
             raise ValueError("must be postgresql://user:password@host:port/database")
-        return value
-
-    @field_validator("time_zone")
-    @classmethod
-    def _is_a_time_zone(cls, value: str) -> str:
-        if not known_time_zone(value):
-            raise ValueError("is no time zone of the IANA database, such as Africa/Nairobi")
         return value
 
     @classmethod

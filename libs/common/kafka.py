@@ -94,9 +94,13 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
     return _made(Consumer, config)
 
 
+def admin(environ: Mapping[str, str] = os.environ, **overrides: Any) -> AdminClient:
+    return _made(AdminClient, {**connection(environ), **overrides})
+
+
 def committed(group: str) -> Sequence[TopicPartition]:
     """All offsets that a group has committed, in one request. Raises Transient where the broker cannot say."""
-    client = _made(AdminClient, {"log_level": 4, **connection()})  # answers only as long as it is held; that it ends is no news
+    client = admin(log_level=4)  # answers only as long as it is held; that it ends is no news
     try:
         [listed] = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
         found: list[TopicPartition] = listed.result(timeout=10).topic_partitions

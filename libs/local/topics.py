@@ -7,8 +7,8 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from libs.common import kafka
 from libs.common.contracts.registry import TOPICS, Topic
-from libs.common.kafka import connection
 from libs.local.stack import KAFKA_VARIABLE
 
 LIMIT_SECONDS = 30
@@ -19,9 +19,9 @@ def ensure_topics(
 ) -> list[str]:
     """Make those of the registry's topics that are missing (`names`: only these); returns the ones made, with their prefix.
 
-    `partitions` replaces the registry's numbers. Raises KafkaException where the broker refuses."""
+    `partitions` replaces the registry's numbers. Raises KafkaException where the broker refuses, Fatal for a setting that is none."""
     wanted = [topic for topic in TOPICS if names is None or topic.name in names]
-    admin = AdminClient(connection({**os.environ, KAFKA_VARIABLE: bootstrap}))
+    admin = kafka.admin({**os.environ, KAFKA_VARIABLE: bootstrap})
     return create(admin, wanted, prefix, partitions)
 
 

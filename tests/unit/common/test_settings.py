@@ -1,6 +1,7 @@
 """Settings come from where they should, and a wrong one is named with its rule; waiting times stay within theirs."""
 
 import base64
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from libs.common.config import ServiceSettings
 from libs.common.contracts.base import derived_id, envelope_uuid
 from libs.common.db import _copy_field, lock_key_text
 from libs.common.errors import Fatal
-from libs.common.kafka import connection, producer
+from libs.common.kafka import admin, connection, producer
 from libs.common.retry import backoff_seconds
 from libs.common.workqueue import Limits
 
@@ -188,5 +189,6 @@ def test_copy_keeps_what_would_break_a_line() -> None:
 def test_a_wrong_setting_of_the_broker_names_its_variable() -> None:
     for variable, value in (("SECURITY_PROTOCL", "ssl"), ("SECURITY_PROTOCOL", "tls")):
         name = f"ALMONER_KAFKA_{variable}"
-        with pytest.raises(Fatal, match=f"^{name}: .*{variable.lower().replace('_', '.')}"):
-            producer("test", {"ALMONER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", name: value})
+        for client in (partial(producer, "test"), admin):
+            with pytest.raises(Fatal, match=f"^{name}: .*{variable.lower().replace('_', '.')}"):
+                client({"ALMONER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", name: value})

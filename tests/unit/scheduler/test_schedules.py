@@ -152,6 +152,7 @@ def test_jobs_are_added_to_those_that_are_there_anyway(environment: pytest.Monke
         ('{"a": {"cron": "0 0 30 2 *"}}', "is no cron: Bad day-of-month"),
         ('{"a": {"cron": "0 2 * * *", "time_zone": "Dakar"}}', "is no time zone"),
         ('{"a": {"cron": "0 2 * * *", "time_zone": "../etc"}}', "is no time zone"),
+        ('{"a": {"cron": "0 2 * * *", "time_zone": "posix/UTC"}}', "is no time zone"),
         ('{"a": {"interval_seconds": 5, "misfire": "all"}}', "'latest' or 'skip'"),
     ],
 )
