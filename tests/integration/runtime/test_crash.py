@@ -65,6 +65,7 @@ class Run:
             ALMONER_PROBE_CONSUME_MAX_MESSAGES="10",
             ALMONER_PROBE_ASK_TIMEOUT_SECONDS="3",  # many processes start at once: slowness must cost no lease
             ALMONER_PROBE_ASK_LEASE_SECONDS="8",
+            ALMONER_PROBE_ASK_MAX_ATTEMPTS="50",  # nor an answer
             ALMONER_CRASH_AT=self.point,
             ALMONER_CRASH_MARK=str(self.mark),
         )

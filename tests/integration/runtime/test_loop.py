@@ -70,7 +70,7 @@ def test_malformed_becomes_a_dead_letter_and_the_rest_goes_on(world: World) -> N
         check_letter(letter, sent[key, value], code, len(header))
     rows = world.sql("probe", "SELECT correlation_id FROM ops_dead_letters WHERE correlation_id IS NOT NULL")
     assert [row.correlation_id for row in rows] == ["e-1"]
-    assert process.ready()
+    world.until(process.ready)
     redrive_and_discard(world)
 
 
@@ -181,7 +181,7 @@ def test_partitions_that_change_hands_during_an_outage_lose_nothing(world: World
     waiting = world.until(lambda: [replica for replica in replicas if replica.logged("waiting to fold again")])
     waiting[0].kill()
     group = f"{world.prefix}almoner-probe"
-    world.until(lambda: len(world.kafka.admin.describe_consumer_groups([group])[group].result(10).members) == 1)
+    world.until(lambda: len(world.kafka.admin.describe_consumer_groups([group])[group].result(30).members) == 1)
     world.databases.bring_back(world.name)
     world.until(lambda: len(noted(world)) >= 60, what="all events")
     assert noted(world) == list(range(60))
@@ -218,7 +218,7 @@ def test_a_bug_ends_the_process_and_is_set_aside_after_so_many_failures(world: W
     [letter] = world.messages(DEAD, at_least=1)
     assert dict(letter.headers)["__dlq.errors.delivery.count"] == b"3"
     assert b"belongs in no log" not in b"".join(value for _, value in letter.headers)
-    assert process.ready()
+    world.until(process.ready)
 
 
 def test_many_dead_letters_in_a_row_pause_consumption_until_resumed(world: World) -> None:
@@ -290,11 +290,11 @@ def test_a_graceful_stop_drains_commits_and_leaves_the_group(world: World, other
     assert world.sql("probe", "SELECT rows FROM ops_outbox")[0].rows == 0  # what was committed is published
 
     group = f"{world.prefix}almoner-probe"
-    description = world.kafka.admin.describe_consumer_groups([group])[group].result(10)
+    description = world.kafka.admin.describe_consumer_groups([group])[group].result(30)
     assert description.members == []
     stored = {(r.topic, r.partition): r.next_offset for r in world.sql("probe", "SELECT * FROM ops_consumed")}
     [listed] = world.kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
-    kafka = {(tp.topic.removeprefix(world.prefix), tp.partition): tp.offset for tp in listed.result(10).topic_partitions}
+    kafka = {(tp.topic.removeprefix(world.prefix), tp.partition): tp.offset for tp in listed.result(30).topic_partitions}
     assert kafka == stored
 
     world.run("probe", ALMONER_PROBE_URL=other_side.url)
@@ -303,15 +303,15 @@ def test_a_graceful_stop_drains_commits_and_leaves_the_group(world: World, other
     assert len(other_side.requests) == 1
 
 
-def test_a_stop_waits_for_a_call_that_takes_nearly_its_time_out(world: World, other_side: OtherSide) -> None:
+def test_a_stop_waits_for_a_call_that_takes_its_time(world: World, other_side: OtherSide) -> None:
     world.publish(IN, Ask(subjects=["late-1"]), "k")
     process = world.run(
         "probe",
         ALMONER_PROBE_URL=other_side.url,
         ALMONER_PROBE_ASK_AGAIN="false",  # cut off, it would be unknown
-        ALMONER_PROBE_ASK_TIMEOUT_SECONDS="2",
-        ALMONER_PROBE_ASK_LEASE_SECONDS="5",
-        ALMONER_PROBE_SHUTDOWN_SECONDS="4.1",
+        ALMONER_PROBE_ASK_TIMEOUT_SECONDS="4",  # the answer comes after 1.7 s, or later where the machine is busy
+        ALMONER_PROBE_ASK_LEASE_SECONDS="7",
+        ALMONER_PROBE_SHUTDOWN_SECONDS="6.1",
     )
     world.until(lambda: other_side.asked("late-1"))
     assert process.stop() == 0, process.log_text()
@@ -320,14 +320,21 @@ def test_a_stop_waits_for_a_call_that_takes_nearly_its_time_out(world: World, ot
 
 
 def test_a_stop_that_takes_too_long_ends_the_process_with_an_error(world: World, other_side: OtherSide) -> None:
-    process = world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_SHUTDOWN_SECONDS="3.1")
+    process = world.run(
+        "probe",
+        ALMONER_PROBE_URL=other_side.url,
+        ALMONER_PROBE_ASK_TIMEOUT_SECONDS="1",
+        ALMONER_PROBE_SHUTDOWN_SECONDS="3.1",
+    )
+    waiting = """SELECT 1 FROM pg_locks WHERE relation = 'settled'::regclass AND NOT granted
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
     with world._engine.connect() as connection:
         connection.exec_driver_sql("BEGIN; LOCK TABLE probe.settled IN EXCLUSIVE MODE")  # no answer can be stored
         world.publish(IN, Ask(subjects=["a"]), "k")
-        world.until(lambda: other_side.requests)
+        world.until(lambda: world.sql("probe", waiting))
         assert process.stop() == 1
         connection.exec_driver_sql("ROLLBACK")
-    assert process.logged("stopped")[0]["not_drained"] == ["work"]
+    assert "work" in process.logged("stopped")[0]["not_drained"]  # others may be late as well on a busy machine
     assert world.sql("probe", "SELECT state FROM work")[0].state == "CLAIMED"  # its lease will tell
 
 

@@ -25,8 +25,8 @@ class Settings(ServiceSettings):
     url: str = Field(default="", description="where to ask")
     ask_again: bool = Field(default=True, description="whether the other side knows keys, so that a call may be repeated")
     ask_concurrency: int = 4
-    ask_timeout_seconds: float = 1.0
-    ask_lease_seconds: float = 4.0
+    ask_timeout_seconds: float = 10.0  # no call is given up, and no lease lost, only because the machine is busy
+    ask_lease_seconds: float = 20.0
     ask_max_attempts: int = 3
     ask_backoff_first_seconds: float = 0.05
     ask_poll_seconds: float = 0.5
