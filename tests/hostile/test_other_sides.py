@@ -50,7 +50,7 @@ def loop() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def claim(ambiguous: bool = False, timeout_seconds: float = 5.0) -> Claim:
+def claim(ambiguous: bool = False, timeout_seconds: float = 30.0) -> Claim:
     return Claim(
         "k", "s", 0, uuid4(), UUID(int=7), 1, ambiguous, time.monotonic() + timeout_seconds + 10, timeout_seconds, Cause("c")
     )
@@ -348,12 +348,12 @@ def test_a_mapper_that_refuses_whatever_it_is_asked_is_not_asked_beyond_the_leas
     """Each refusal is a reason to ask for fewer people; the lease ends long before the last of them would be asked for."""
     body = json.dumps({"header": {"status": "rjct", "status_reason_code": "rjct.errors.too_many"}}).encode()
     answer = http(200, body, ("Connection", "close"))
-    short = replace(claim(), deadline=time.monotonic() + 5.0 + MARGIN_SECONDS + 0.5)
+    short = replace(claim(timeout_seconds=5.0), deadline=time.monotonic() + 5.0 + MARGIN_SECONDS + 2.0)
     people = [(f"r{n}", f"p{n}") for n in range(1000)]
 
     async def one() -> int:
         async with (
-            RawServer(lambda _: iter([answer[:-1], answer[-1:]]), pause_seconds=0.05) as server,
+            RawServer(lambda _: iter([answer[:-1], answer[-1:]]), pause_seconds=0.15) as server,
             httpx.AsyncClient(verify=False) as client,
         ):
             mapper = Spar(server.url, PATTERNS, sender_id="s", sender_uri="", receiver_id="", max_items=1000)
@@ -471,7 +471,7 @@ def test_a_slow_drip_ends_with_the_time_out(loop: asyncio.Runner) -> None:
     async def one() -> tuple[Answer, int]:
         async with RawServer(lambda _: iter((_HEAD + b"\r\n", *repeat(b" ", 100_000))), pause_seconds=0.02) as server:
             client = httpx.AsyncClient(verify=False)
-            return await ask(FullBank(server.url), "block", client, claim(timeout_seconds=0.5)), server.sent_bytes
+            return await ask(FullBank(server.url), "block", client, claim(timeout_seconds=2)), server.sent_bytes
 
     answer, sent_bytes = loop.run(one())
     assert isinstance(answer, MaybeDone)
