@@ -66,13 +66,15 @@ def publish(world: World, batches: Iterable[BatchCut]) -> None:
 
 
 def run(world: World, mapper_url: str, **env: str) -> Process:
-    """Resolution with short time-outs and leases."""
+    """Resolution with short time-outs and leases, which gives nothing up."""
     settings = {
         "MAPPER_URL": mapper_url,
         "RESOLVE_TIMEOUT_SECONDS": "1.0",
         "RESOLVE_LEASE_SECONDS": "4.0",
         "RESOLVE_BACKOFF_FIRST_SECONDS": "0.1",
         "RESOLVE_BACKOFF_MAX_SECONDS": "0.5",
+        "RESOLVE_MAX_ATTEMPTS": "100",
+        "RESOLVE_BREAKER_FAILURES": "0",
     }
     return world.run("resolution", **{**{f"ALMONER_RESOLUTION_{name}": text for name, text in settings.items()}, **env})
 
@@ -90,6 +92,11 @@ def opened(event: Event[BatchAddressesResolved]) -> dict[str, dict[str, str]]:
 def ids(event: Event[BatchAddressesResolved]) -> tuple[list[str], list[str]]:
     """(resolved, unresolved) disbursement ids."""
     return [i.disbursement_id for i in event.data.items], [u.disbursement_id for u in event.data.unresolved]
+
+
+def end_leases(world: World) -> None:
+    """Time passes: so as not to wait for it, the leases of a process that is dead or frozen are moved back."""
+    world.sql("resolution", "UPDATE work SET leased_until = clock_timestamp() WHERE state = 'CLAIMED'")
 
 
 def idle(world: World) -> bool:

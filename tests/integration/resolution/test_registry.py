@@ -18,6 +18,7 @@ from tests.support.world import World
 
 Found = Mapping[str, Sequence[Home]] | NotSent
 TIMEOUT_SECONDS = 0.5
+PATIENT_SECONDS = 20.0  # where none is waited for
 
 
 @pytest.fixture
@@ -27,18 +28,20 @@ def registry(world: World) -> Iterator[Registry]:
         yield registry
 
 
-def connected(registry: Registry, table: str = "g2p_farmer_registry", url: str = "") -> DatabaseRegistry:
+def connected(
+    registry: Registry, table: str = "g2p_farmer_registry", url: str = "", timeout_seconds: float = TIMEOUT_SECONDS
+) -> DatabaseRegistry:
     columns = Columns(table, "link_registry_id", "large_area_id", "large_area_code", "small_area_id", "small_area_code")
-    return DatabaseRegistry(url or registry.registry_url, columns, concurrency=1, timeout_seconds=TIMEOUT_SECONDS)
+    return DatabaseRegistry(url or registry.registry_url, columns, concurrency=1, timeout_seconds=timeout_seconds)
 
 
-def claim() -> Claim:
+def claim(timeout_seconds: float) -> Claim:
     deadline = time.monotonic() + 60
-    return Claim("locate", "1/1", 0, uuid4(), uuid4(), 1, False, deadline, TIMEOUT_SECONDS, Cause("test"))
+    return Claim("locate", "1/1", 0, uuid4(), uuid4(), 1, False, deadline, timeout_seconds, Cause("test"))
 
 
-async def ask(database: DatabaseRegistry) -> Found:
-    return await database.locate(claim(), "farmers", ["P1"])
+async def ask(database: DatabaseRegistry, timeout_seconds: float) -> Found:
+    return await database.locate(claim(timeout_seconds), "farmers", ["P1"])
 
 
 def test_nothing_can_be_written_there(registry: Registry) -> None:
@@ -50,15 +53,15 @@ def test_nothing_can_be_written_there(registry: Registry) -> None:
         "CREATE VIEW noting AS SELECT r.*, note() AS noted FROM g2p_farmer_registry r",
     )
     columns = Columns("noting", "link_registry_id", "large_area_id", "noted", "small_area_id", "small_area_code")
-    database = DatabaseRegistry(registry.registry_url, columns, concurrency=1, timeout_seconds=TIMEOUT_SECONDS)
-    answer = asyncio.run(ask(database))
+    database = DatabaseRegistry(registry.registry_url, columns, concurrency=1, timeout_seconds=PATIENT_SECONDS)
+    answer = asyncio.run(ask(database, PATIENT_SECONDS))
     assert isinstance(answer, NotSent)
     assert (answer.code, answer.message, answer.final) == ("REGISTRY_FAILED", "25006 ReadOnlySqlTransaction", False)
 
 
 def test_a_statement_has_an_end(registry: Registry) -> None:
     registry.sql("CREATE VIEW slow AS SELECT r.* FROM g2p_farmer_registry r, pg_sleep(60)")
-    answer = asyncio.run(ask(connected(registry, "slow")))
+    answer = asyncio.run(ask(connected(registry, "slow"), PATIENT_SECONDS))
     assert answer == NotSent("NOT_REACHED", "57014 QueryCanceled", outage=True)
 
 
@@ -67,12 +70,12 @@ def test_a_frozen_database_keeps_no_thread(registry: Registry) -> None:
 
     async def story(line: "Line") -> tuple[Found, Found, Found]:
         url = sqlalchemy.make_url(registry.registry_url).set(host="127.0.0.1", port=line.port, query={})
-        database = connected(registry, url=url.render_as_string(hide_password=False))
-        first = await ask(database)
+        database = connected(registry, url=url.render_as_string(hide_password=False), timeout_seconds=PATIENT_SECONDS)
+        first = await ask(database, PATIENT_SECONDS)
         line.silent = True
-        second = await ask(database)
+        second = await ask(database, TIMEOUT_SECONDS)
         line.silent = False
-        return first, second, await ask(database)
+        return first, second, await ask(database, PATIENT_SECONDS)
 
     first, second, third = asyncio.run(through_a_line(registry.registry_url, story))
     assert first == third == {"P1": [Home(*zone(1))]}

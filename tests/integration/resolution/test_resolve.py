@@ -1,5 +1,6 @@
 """Batches in, addresses out, through a real mapper, whatever the mapper does."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -12,6 +13,7 @@ from tests.integration.resolution.batches import (
     COMMANDS,
     PATIENT,
     cut,
+    end_leases,
     fa,
     idle,
     ids,
@@ -125,9 +127,9 @@ def test_a_mapper_that_stays_away_is_an_error_which_an_operator_retries(
 ) -> None:
     people = [f"{world.name}-{number}" for number in range(3)]
     mapper.put_people((person, fa(person)) for person in people)
-    mapper.add_fault("timeout_after", count=1, seconds=1.2)  # what happened is open, but to ask is only to ask
+    mapper.add_fault("timeout_after", count=1, seconds=0.2)  # what happened is open, but to ask is only to ask
     mapper.add_fault("error_500", count=1)
-    run(world, mapper_process.base_url, ALMONER_RESOLUTION_RESOLVE_MAX_ATTEMPTS="2")
+    run(world, mapper_process.base_url, ALMONER_RESOLUTION_RESOLVE_MAX_ATTEMPTS="2", **PATIENT)
     publish(world, [cut(people)])
     [row] = world.until(lambda: world.sql("resolution", "SELECT * FROM ops_work WHERE state NOT IN ('PENDING', 'CLAIMED')"))
     assert (row.state, row.code, row.attempts_started, row.ambiguous) == ("ERROR", "HTTP_500", 2, False)
@@ -172,7 +174,7 @@ def test_what_cannot_be_resolved_at_all(world: World, mapper: MapperAdmin, mappe
     twice = cut(people, 3)
     twice = twice.model_copy(update={"items": Items.of([twice.items[0], twice.items[0]]), "total_minor": 2000})
     foreign = cut(people, 4).model_copy(update={"header": cut(people, 4).header})  # sealed for another place
-    run(world, mapper_process.base_url, ALMONER_RESOLUTION_RESOLVE_MAX_ATTEMPTS="2")
+    run(world, mapper_process.base_url, ALMONER_RESOLUTION_RESOLVE_MAX_ATTEMPTS="2", **PATIENT)
     publish(world, [twice, foreign, good])
     [event] = resolved(world, 1)
     assert event.data.header.batch_id == good.header.batch_id
@@ -189,8 +191,8 @@ def test_two_replicas_share_the_work(world: World, mapper: MapperAdmin, mapper_p
     mapper.add_fault("late", seconds=0.1)
     before = last_request(mapper)
     replicas = [run(world, mapper_process.base_url, **PATIENT) for _ in range(2)]
-    for replica in replicas:
-        world.until(replica.ready)
+    topic = world.prefix + BATCHES
+    world.until(lambda: all(one.metric("almoner_partitions_assigned", topic=topic) for one in replicas))
     publish(world, batches)
     events = resolved(world, 40)
     assert {event.data.header.batch_id for event in events} == {batch.header.batch_id for batch in batches}
@@ -201,16 +203,18 @@ def test_two_replicas_share_the_work(world: World, mapper: MapperAdmin, mapper_p
     assert all(replica.metric("almoner_calls_total", kind="resolve", outcome="Done") > 0 for replica in replicas)
 
 
-def test_an_answer_after_the_lease_changes_nothing(world: World, mapper: MapperAdmin, mapper_process: SimulatorProcess) -> None:
+def test_an_answer_after_the_lease_changes_nothing(
+    world: World, mapper: MapperAdmin, mapper_process: SimulatorProcess, tmp_path: Path
+) -> None:
     people = [f"{world.name}-{number}" for number in range(3)]
     mapper.put_people((person, fa(person)) for person in people[1:])
-    mapper.add_fault("late", seconds=0.8, count=1)
-    before = last_request(mapper)
-    frozen = run(world, mapper_process.base_url)
+    mark = tmp_path / "mark"
+    freeze = {"AT": "call.after_answer", "KIND": "resolve", "MARK": str(mark), "SIGNAL": "SIGSTOP"}
+    frozen = run(world, mapper_process.base_url, **PATIENT, **{f"ALMONER_CRASH_{name}": text for name, text in freeze.items()})
     publish(world, [cut(people)])
-    world.until(lambda: list(mapper.requests(before)))
-    frozen.freeze()
-    run(world, mapper_process.base_url)
+    world.until(mark.exists)
+    end_leases(world)
+    run(world, mapper_process.base_url, **PATIENT)
     world.until(lambda: world.sql("resolution", "SELECT 1 FROM ops_work WHERE state = 'DONE'"))
     frozen.thaw()
     world.until(lambda: frozen.logged("late settle refused"))

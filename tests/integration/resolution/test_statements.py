@@ -82,7 +82,7 @@ class Rounds:
 
     def __init__(self, database: Database, callout: Resolve | Locate, count: Count) -> None:
         self._database = database
-        self._worker = workqueue.Worker(database, callout, workqueue.Limits())
+        self._worker = workqueue.Worker(database, callout, workqueue.Limits(lease_seconds=600))
         self._count = count
         self.costs: dict[str, int] = {}
 

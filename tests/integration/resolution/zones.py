@@ -70,6 +70,7 @@ def start(world: World, registries: dict[str, Any], **env: str) -> Process:
         "LOCATE_BACKOFF_FIRST_SECONDS": "0.1",
         "LOCATE_BACKOFF_MAX_SECONDS": "0.5",
         "LOCATE_MAX_ATTEMPTS": "100",
+        "LOCATE_BREAKER_FAILURES": "0",
     }
     return run(
         world, "http://127.0.0.1:1", **{**{f"ALMONER_RESOLUTION_{name}": text for name, text in settings.items()}, **env}
