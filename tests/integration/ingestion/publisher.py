@@ -98,6 +98,15 @@ def answers_to(world: World, submission_id: str, at_least: int = 1) -> list[Even
     return world.until(lambda: answers if len(answers := found()) >= at_least else [], what=f"answers to {submission_id}")
 
 
+def judged(world: World, submission_id: str) -> Event[Any]:
+    """The answer to a submission; what was parked first is answered twice."""
+    answers = world.until(
+        lambda: [a for a in answers_to(world, submission_id) if getattr(a.data, "outcome", "") != "parked"],
+        what=f"a judgement of {submission_id}",
+    )
+    return answers[-1]
+
+
 def all_answers(world: World) -> list[Event[Any]]:
     return world.events(RESULTS, c.SubmissionAccepted, c.SubmissionRejected, c.EnvelopeStatus)
 
@@ -109,7 +118,12 @@ def codes(event: Event[Any]) -> list[tuple[str, str]]:
 def check_batches(world: World, name: str, count: int, sizes: Sequence[int]) -> list[Event[c.BatchCut]]:
     """The batches of an envelope hold every disbursement once, with what is personal, in batches of these sizes."""
     envelope_id = uuid_of(name)
-    events = [e for e in world.events(BATCHES, c.BatchCut, at_least=len(sizes)) if e.data.header.envelope_id == envelope_id]
+
+    def found() -> list[Event[c.BatchCut]]:
+        cut = [e for e in world.events(BATCHES, c.BatchCut) if e.data.header.envelope_id == envelope_id]
+        return cut if len(cut) >= len(sizes) else []
+
+    events = world.until(found, what=f"{len(sizes)} batches of {name}")
     events.sort(key=lambda event: event.data.header.number)
     assert [event.data.header.number for event in events] == list(range(1, len(sizes) + 1))
     assert [event.data.count for event in events] == list(sizes)

@@ -110,6 +110,7 @@ def test_whole_envelope(world: World) -> None:
     position = dict.fromkeys(Position.model_fields, 0)
     settled = EnvelopeSettled(header=header, revision=1, position=Position(**position), confirmed=99, reversed=0, cancelled=600)
     world.publish("funds.envelopes.v1", settled, header.envelope_id)
+    world.until(lambda: world.sql("ingestion", "SELECT 1 FROM inbox HAVING count(*) = 2"))
     ask = world.publish(ENVELOPES, c.EnvelopeStatusRequested(envelope_id="e1"), "e1")
     assert answers_to(world, ask)[0].data.state == "CANCELLED"
     assert world.events(FACTS, c.EnvelopeCompleted) == []

@@ -1,7 +1,6 @@
 """Events in, events out: what a publisher sees of an envelope's life."""
 
 import random
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -61,11 +60,13 @@ def test_one_item_events_become_whole_batches(world: World) -> None:
 def test_early_chunks_are_parked_and_folded_when_the_envelope_comes(world: World) -> None:
     world.run("ingestion")
     world.publish_many(DISBURSEMENTS, chunks_of("e1", 1500, 500))
-    [parked] = answers_to(world, "e1-1")
-    assert (parked.data.outcome, parked.data.envelope_id) == ("parked", uuid_of("e1"))
+    submissions = ("e1-1", "e1-501", "e1-1001")
+    for submission in submissions:
+        [parked] = answers_to(world, submission)
+        assert (parked.data.outcome, parked.data.envelope_id) == ("parked", uuid_of("e1"))
     world.publish(ENVELOPES, envelope("e1", 1500, total(1, 1500)), "e1")
     check_batches(world, "e1", 1500, [1000, 500])
-    for submission in ("e1-1", "e1-501", "e1-1001"):
+    for submission in submissions:
         outcomes = [answer.data.outcome for answer in answers_to(world, submission, at_least=2)]
         assert outcomes == ["parked", "accepted"]
 
@@ -80,8 +81,10 @@ def test_parked_too_long(world: World) -> None:
     world.publish("scheduler.ticks.v1", Tick(job="another", due_at=datetime.now(UTC)), "another")
     old = datetime.now(UTC) - timedelta(hours=1)
     world.publish("scheduler.ticks.v1", Tick(job="expire-parked", due_at=old), "expire-parked")  # speaks for the past
-    time.sleep(0.5)
-    assert len(world.sql("ingestion", "SELECT 1 FROM staged")) > 0
+    world.until(lambda: world.sql("ingestion", "SELECT 1 FROM inbox HAVING count(*) = 2"), what="both ticks")
+    assert world.sql("ingestion", "SELECT 1 FROM staged WHERE NOT EXISTS (SELECT 1 FROM due WHERE job = 'expire-parked')")
+    young = "SELECT 1 FROM staged WHERE created_at > clock_timestamp() - interval '0.3 seconds'"
+    world.until(lambda: not world.sql("ingestion", young))
     world.publish("scheduler.ticks.v1", Tick(job="expire-parked", due_at=datetime.now(UTC)), "expire-parked")
     for submission in ("never-1", "never-2", "never-3", cancel):
         parked, refused = answers_to(world, submission, at_least=2)
@@ -161,7 +164,7 @@ def test_killed_between_commit_and_offsets_repeats_nothing(world: World, tmp_pat
     world.publish_many(DISBURSEMENTS, chunks_of("e1", 2000, 100))
     assert world.run("ingestion", **crash).wait() == -9
     assert world.run("ingestion", ALMONER_CRASH_AT="job.before_commit", ALMONER_CRASH_MARK=f"{mark}2").wait() == -9
-    world.run("ingestion")
+    world.run("ingestion", ALMONER_INGESTION_LINGER_SECONDS="60")
     check_batches(world, "e1", 2000, [1000, 1000])
     assert len(world.events(FACTS, c.EnvelopeCompleted, at_least=1)) == 1
 

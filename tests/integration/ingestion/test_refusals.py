@@ -200,7 +200,7 @@ def test_one_person_twice_is_warned_about_or_refused(world: World) -> None:
 def test_after_the_date_nothing_is_added(world: World) -> None:
     world.publish(ENVELOPES, envelope("e1", 10, total(1, 10), schedule_date=today()), "e1")
     process = world.run("ingestion")
-    world.until(lambda: world.sql("ingestion", "SELECT 1 FROM envelopes"))
+    world.until(lambda: world.sql("ingestion", "SELECT 1 FROM envelopes WHERE NOT EXISTS (SELECT 1 FROM due)"))
     world.sql("ingestion", """UPDATE envelopes SET header = jsonb_set(header, '{schedule_date}', '"2020-01-01"')""")
     assert process.alive
     [answer] = answers_to(world, world.publish(DISBURSEMENTS, chunk("e1", disbursements(1, 1)), "e1"))
