@@ -19,7 +19,7 @@ from tests.support.world import World
 TICKS = "scheduler.ticks.v1"
 COMMANDS = "scheduler.commands.v1"
 TICKING, BY_HAND = points("job", "relay"), points("fold")
-QUIET: dict[str, Any] = {"interval_seconds": 86_400}  # the jobs that are there anyway, out of the way
+QUIET: dict[str, Any] = {"interval_seconds": 366 * 86_400}  # the jobs that are there anyway, out of the way
 
 
 def run(world: World, jobs: dict[str, dict[str, Any]], **env: str) -> Process:
@@ -41,7 +41,8 @@ def test_two_replicas_tick_once(world: World) -> None:
     for replica in replicas:
         world.until(replica.ready)
     events = ticks(world, 9)
-    for replica in replicas:
+    # Last the one whose relay publishes: what the other has committed until its end is published as well.
+    for replica in sorted(replicas, key=lambda one: one.metric("almoner_relayed_total")):
         assert replica.stop() == 0
     events = ticks(world, len(events))
     assert len({event.id for event in events}) == len(events)
@@ -50,7 +51,7 @@ def test_two_replicas_tick_once(world: World) -> None:
     assert set(said) == {(row.job, row.due_at) for job in jobs for row in stored(world, job)}
     each = [row.due_at for row in stored(world, "each-second")]
     assert all(moment.microsecond == 0 for moment in each)
-    missed = sum(row.missed for row in stored(world, "each-second"))
+    missed = sum(row.missed for row in stored(world, "each-second")[1:])
     assert each[-1] - each[0] == timedelta(seconds=len(each) - 1 + missed)
     assert all(event.raw.key == event.data.job.encode() for event in events)
 
@@ -74,7 +75,7 @@ def test_what_was_missed_collapses_or_is_skipped(world: World) -> None:
     run(world, jobs)
     tick = world.until(lambda: [row for row in stored(world, "collapses") if row.due_at > last])[0]
     assert timedelta(seconds=tick.missed + 1) == tick.due_at - last + timedelta(hours=1)
-    [event] = [event for event in ticks(world, 2) if event.data.due_at == tick.due_at]
+    [event] = world.until(lambda: [event for event in ticks(world, 2) if event.data.due_at == tick.due_at])
     assert event.data.missed == tick.missed >= 3600
     world.until(lambda: world.sql("scheduler", "SELECT 1 FROM ops_jobs WHERE job = 'is-skipped' AND next_due_at > now()"))
     assert all(row.due_at > last for row in stored(world, "is-skipped"))  # none, unless the hour has just begun
@@ -134,8 +135,9 @@ def test_the_database_goes_and_comes_back(world: World) -> None:
     before = world.until(lambda: stored(world, "job"))
     world.until(lambda: len(stored(world, "job")) >= len(before) + 2)
     assert scheduler.alive
-    moments = [row.due_at for row in stored(world, "job")]
-    missed = sum(row.missed for row in stored(world, "job"))
+    rows = stored(world, "job")
+    moments = [row.due_at for row in rows]
+    missed = sum(row.missed for row in rows[1:])
     assert moments[-1] - moments[0] == timedelta(seconds=len(moments) - 1 + missed)
 
 
@@ -169,7 +171,7 @@ def test_a_tick_by_hand_survives(world: World, tmp_path: Path, point: str) -> No
     assert died.wait() == -9
     assert (tmp_path / "mark").read_text() == f"{point} 1\n"
     again = run(world, {}, **env)
-    [event] = ticks(world, 1)
+    event = ticks(world, 1)[0]
     world.until(again.ready)
     assert again.stop() == 0
     said = [one.id for one in ticks(world, 1)]
