@@ -179,7 +179,7 @@ def test_tokens_are_asked_for_when_it_is_told_to(process: SimulatorProcess, mapp
 
     def token(**form: str) -> httpx.Response:
         form = {"grant_type": "client_credentials", **credentials, **form}
-        return httpx.post(f"{process.base_url}/oauth/token", data=form, trust_env=False, verify=False)
+        return httpx.post(f"{process.base_url}/oauth/token", data=form, timeout=20, trust_env=False, verify=False)
 
     assert post(process, body([item("P-1", "1")])).status_code == 401
     assert token(client_secret="wrong").status_code == 401
@@ -317,7 +317,7 @@ def test_a_hundred_thousand_people_are_loaded_replaced_and_found(
 
 def test_a_bad_line_of_people_is_refused(process: SimulatorProcess, mapper: MapperAdmin) -> None:
     for content in (b'{"id": "X", "fa": "y"}\n{"id": "Z"}\n', b"nonsense\n", b"[1]\n"):
-        answer = httpx.post(f"{process.base_url}/admin/people", content=content, trust_env=False, verify=False)
+        answer = httpx.post(f"{process.base_url}/admin/people", content=content, timeout=20, trust_env=False, verify=False)
         assert answer.status_code == 400, content
     assert mapper.count_people() == 3
 

@@ -23,7 +23,7 @@ def test_novu_counts_a_key_once_also_after_it_was_killed(tmp_path: Path) -> None
 
     def post(path: str, body: Any, **more: str) -> httpx.Response:
         url = f"{process.base_url}/v1/events/trigger{path}"
-        return httpx.post(url, json=body, headers={**headers, **more}, trust_env=False, verify=False)
+        return httpx.post(url, json=body, headers={**headers, **more}, timeout=20, trust_env=False, verify=False)
 
     try:
         novu.set(api_key="key")
