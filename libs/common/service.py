@@ -168,6 +168,7 @@ class _Process:
         _log.info("started", verb=self.verb, port=port, pid=os.getpid())
         while not self.stop.wait(0.5):
             pass
+        self._wake(set(self._wakes))  # who waits for the next poll ends now
         until = time.monotonic() + settings.shutdown_seconds
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -203,8 +204,8 @@ class _Process:
     def _wake(self, names: set[str]) -> None:
         """Something was committed: whom it concerns looks now instead of at the next poll."""
         for name in names:
-            if name in self._wakes:
-                self._wakes[name]()
+            if wake := self._wakes.get(name):
+                wake()
 
     def _consume(self) -> None:
         settings = self.settings

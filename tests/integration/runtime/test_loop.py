@@ -303,6 +303,13 @@ def test_a_graceful_stop_drains_commits_and_leaves_the_group(world: World, other
     assert len(other_side.requests) == 1
 
 
+def test_a_stop_does_not_wait_for_the_next_poll(world: World, other_side: OtherSide) -> None:
+    polls = dict.fromkeys(("ALMONER_PROBE_ASK_POLL_SECONDS", "ALMONER_PROBE_JOBS_POLL_SECONDS"), "3600")
+    process = world.run("probe", ALMONER_PROBE_URL=other_side.url, **polls)
+    world.until(process.ready)
+    assert process.stop() == 0, process.log_text()
+
+
 def test_a_stop_waits_for_a_call_that_takes_its_time(world: World, other_side: OtherSide) -> None:
     world.publish(IN, Ask(subjects=["late-1"]), "k")
     process = world.run(
