@@ -23,6 +23,7 @@ from libs.common.contracts.ingestion import BatchCut
 from libs.local import mt940
 from libs.local.reference import Place, Reference
 from libs.local.supervisor import ROOT
+from tests.faults.bookkeeping import idle
 from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Town, places
 
 DOCUMENT = ROOT / "docs" / "cli.md"
@@ -73,10 +74,8 @@ class Stage:
             "all but resolution have done their part": self.others_are_done,
             "one of the two is added to the mapper": lambda: self.known(PEOPLE[18:19]),
             "nineteen are confirmed": lambda: self.until("funds", "SELECT 1 FROM ops_envelopes WHERE confirmed = 19"),
-            "RUN-1 is settled": lambda: self.until("funds", "SELECT 1 FROM ops_envelopes WHERE state = 'SETTLED'"),
-            "RUN-2 has arrived at funds": lambda: self.until(
-                "funds", "SELECT 1 FROM ops_work WHERE kind = 'check' AND state = 'PENDING'"
-            ),
+            "RUN-1 is settled": self.settled_and_told,
+            "RUN-2 has arrived at funds": self.arrived,
             "the mapper is away": lambda: town.mapper.add_fault("down"),
             "the mapper was asked in vain": self.call_in_error,
             "it was asked in vain again": self.call_in_error,
@@ -114,10 +113,21 @@ class Stage:
 
     def others_are_done(self) -> None:
         self.until("funds", "SELECT 1 FROM ops_blocks WHERE state = 'BLOCKED'")
+        self.town.world.until(lambda: idle(self.town.world))  # has said the position, too
         self.town.world.until(lambda: self.behind() == {"resolution"}, what="all others having consumed")
 
     def behind(self) -> set[str]:
         return {row["service"] for row in self.town.json("lag") if row["lag"]}
+
+    def settled_and_told(self) -> None:
+        self.until("funds", "SELECT 1 FROM ops_envelopes WHERE state = 'SETTLED'")
+        self.until("notifications", "SELECT 1 FROM ops_notices HAVING count(*) FILTER (WHERE state = 'SENT') = 19")
+
+    def arrived(self) -> None:
+        """All of it: that there is an envelope, and its batch, come from two sides."""
+        self.until("funds", "SELECT 1 FROM ops_work WHERE kind = 'check' AND state = 'PENDING'")
+        batch = "SELECT 1 FROM ops_instructions JOIN ops_envelopes USING (envelope_id) WHERE publisher_envelope_id = 'RUN-2'"
+        self.until("funds", batch)
 
     def call_in_error(self) -> None:
         self.until("resolution", "SELECT 1 FROM ops_work WHERE state = 'ERROR'")
