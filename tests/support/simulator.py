@@ -21,9 +21,10 @@ class SimulatorProcess:
     def __init__(self, name: Literal["bank", "mapper", "novu", "mail"], data: Path) -> None:
         data.mkdir(parents=True, exist_ok=True)
         self._log = data / "log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        self._port = socket.socket()  # bound as long as we live: nobody else is given the port before, or between, its lives
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the simulator does
+        self._port.bind(("127.0.0.1", 0))
+        port = self._port.getsockname()[1]
         self._start = f"libs.local.{name}", ["--data", str(data), "--port", str(port)]
         self.base_url = f"http://127.0.0.1:{port}"
         self.process: BaseProcess | None = None
