@@ -216,14 +216,21 @@ class Allocating:
         left = "SELECT 1 FROM outbox UNION ALL SELECT 1 FROM due UNION ALL SELECT 1 FROM arrivals WHERE taken_at IS NULL"
         self.world.until(lambda: not self.world.sql("allocation", left), what="quiet")
 
+    def _published(self, topic: str) -> None:
+        """What rows say by now, events say."""
+        left = "SELECT 1 FROM outbox WHERE topic = %(topic)s"
+        self.world.until(lambda: not self.world.sql("allocation", left, topic=topic), what="all being published")
+
     def said(self, at_least: int = 0) -> list[allocation.BatchAllocated]:
         """Each fact once, in the order of its batch and part; whatever is said again is the same."""
+        self._published(OUT)
         found: dict[str, allocation.BatchAllocated] = {}
         for event in self.world.events(OUT, allocation.BatchAllocated, at_least=at_least):
             assert found.setdefault(event.id, event.data) == event.data
         return sorted(found.values(), key=lambda one: (str(one.header.envelope_id), one.header.number, one.part))
 
     def facts(self, model: type[EventData], at_least: int = 0) -> list[Any]:
+        self._published(FACTS)
         found: dict[str, Any] = {}
         for event in self.world.events(FACTS, model, at_least=at_least):
             found.setdefault(event.id, event.data)

@@ -116,8 +116,10 @@ def test_capacity_is_never_exceeded_whoever_comes_and_given_back_by_cancelling(a
     replicas = [allocating.begin(), allocating.run()]
     world.until(lambda: all(replica.ready() for replica in replicas))
     allocating.publish(*batches)
+    for envelope in envelopes:
+        allocating.until_state(envelope, arrived=6)
     allocating.quiet()
-    rows = [allocating.until_state(envelope, arrived=6) for envelope in envelopes]
+    rows = [allocating.state(envelope) for envelope in envelopes]
     assert sum(row.planned for row in rows) == 19  # 12 of 15 kg at one, 7 of 9.01 at the other: a thirteenth would be too much
     assert sum(row.held for row in rows) == 5
     allocating.check(*envelopes)
@@ -179,6 +181,8 @@ def test_capacity_of_cash_is_given_back_once_by_whom_funds_has_cancelled(allocat
     allocating.publish(batch, early.completed())
     allocating.until_state(early, cancelled=2, held=1)
     allocating.publish(early.later(batch, {"D1-2": "L1-s1"}))
+    later = "SELECT 1 FROM arrivals WHERE envelope_id = %(id)s AND part = 2"
+    world.until(lambda: world.sql("allocation", later, id=early.id), what="the part being read")
     allocating.quiet()
     allocating.until_state(early, cancelled=2, held=1)
     allocating.check(first, anew, early)

@@ -74,6 +74,8 @@ def test_a_cancellation_races_with_its_batches_in_two_replicas(allocating: Alloc
         allocating.publish(*batches[number % 3 :], envelope.cancelling(), envelope.cancelling_people("D1-0", request="R2"))
     for envelope in envelopes:
         allocating.until_state(envelope, arrived=6, planned=0, state="CANCELLED")
+    answered = "SELECT 1 FROM cancel_requests WHERE state = 'ANSWERED'"  # R1 and R2 of each, R0 of every other
+    world.until(lambda: len(world.sql("allocation", answered)) == 40, what="all answers")
     allocating.quiet()
     allocating.check(*envelopes)
     answers = {one.header.envelope_id: one for one in allocating.facts(allocation.GoodsCancelled) if one.request_id == "R1"}

@@ -13,6 +13,7 @@ from tests.support.world import World
 
 STEPS = 18
 ZONES = ("L1-s1", "L1-s2", "L2-s1", None)
+SOON = {"REFERENCE_TIMEOUT_SECONDS": "5", "REFERENCE_LEASE_SECONDS": "10"}  # whoever dies may have begun to read PBMS
 SEEDS = range(int(os.environ.get("ALMONER_TEST_SEEDS", "2")))
 
 
@@ -30,7 +31,7 @@ class Life:
         self.agencies = 0
         self.paused = False
         self.requests = 0
-        self.replicas = [allocating.run(), allocating.run()]
+        self.replicas = [allocating.run(**SOON), allocating.run(**SOON)]
 
     def step(self) -> str:
         name: str = self.draw.choice(
@@ -119,7 +120,7 @@ class Life:
 
     def crash(self) -> None:
         self.replicas.pop(0).kill()
-        self.replicas.append(self.allocating.run())
+        self.replicas.append(self.allocating.run(**SOON))
 
     def refresh(self) -> None:
         self.allocating.refresh()

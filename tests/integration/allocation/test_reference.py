@@ -274,8 +274,8 @@ def test_a_place_in_both_sources(allocating: Allocating, world: World) -> None:
     first = allocating.run()
     allocating.until_state(envelope, held=1)
     world.until(lambda: len(world.sql("allocation", "SELECT 1 FROM ops_places")) == 3)
-    assert first.stop() == 0
     assert allocating.said(1)[0].count == 0
+    assert first.stop() == 0
     allocating.run(REFERENCE_SOURCE="topic")
     assert allocating.command(operator.RefreshReference(who="ops", why="the source is another now")).affected == 1
     allocating.until_state(envelope, allocated=1)
