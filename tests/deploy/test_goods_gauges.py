@@ -248,6 +248,7 @@ def test_reading_looks_at_what_is_held_or_moves_and_not_at_all_there_ever_was(al
 
 def scanned(world: World) -> int:
     """Rows of people and of what was said that were looked at so far."""
+    world.sql("allocation", "SELECT pg_stat_force_next_flush()")  # what this session has looked at, to fill the tables
     [row] = world.sql(
         "allocation",
         """SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS n FROM pg_stat_user_tables

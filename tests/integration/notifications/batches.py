@@ -184,7 +184,8 @@ def admin(place_id: str) -> dict[str, str]:
 
 
 def env(novu: NovuAdmin, mail: MailAdmin, **channels: str) -> dict[str, str]:
-    """Settings with short time-outs and leases; places are told by mail and people by Novu unless said otherwise."""
+    """Settings with short time-outs and leases, but for mail: of what is answered late there nobody knows anything. Places are told by
+    mail and people by Novu unless said otherwise."""
     settings: dict[str, str] = {
         "WAREHOUSE_CHANNEL": "smtp",
         "AGENCY_CHANNEL": "smtp",
@@ -199,8 +200,8 @@ def env(novu: NovuAdmin, mail: MailAdmin, **channels: str) -> dict[str, str]:
     }
     for name in ("NOVU", "SMTP", "FILE"):
         settings |= {
-            f"{name}_TIMEOUT_SECONDS": "2.0",
-            f"{name}_LEASE_SECONDS": "6.0",
+            f"{name}_TIMEOUT_SECONDS": "2.0" if name != "SMTP" else "20",
+            f"{name}_LEASE_SECONDS": "6.0" if name != "SMTP" else "30",
             f"{name}_BACKOFF_FIRST_SECONDS": "0.1",
             f"{name}_BACKOFF_MAX_SECONDS": "0.3",
             f"{name}_BREAKER_SECONDS": "0.5",

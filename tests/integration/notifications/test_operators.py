@@ -42,7 +42,7 @@ def test_another_notice_is_sent_only_where_an_operator_asks_for_it_and_once_for_
 ) -> None:
     batch = Batch(world, 3)
     mail.refuse({batch.email(1): "550 5.1.1 nobody"})
-    mail.add_fault("timeout_after", path="DATA", count=1, seconds=10)
+    mail.add_fault("timeout_after", path="DATA", count=1)
     run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY)
     batch.publish(batch.allocated())
     world.until(lambda: {row.state for row in of_people(world, batch)} == {"SENT", "FAILED", "UNKNOWN"})
@@ -150,7 +150,7 @@ def test_a_webhook_that_is_forged_or_makes_no_sense_changes_nothing(world: World
     for signature in ("sha256=" + "0" * 64, "sha256="):
         assert novu.tell(event, signature=signature) == 401
     for headers in ({}, {b"X-Novu-Signature": "sha256=é".encode()}):
-        assert httpx.post(url, content=b"{}", headers=headers, trust_env=False, verify=False).status_code == 401
+        assert httpx.post(url, content=b"{}", headers=headers, trust_env=False, verify=False, timeout=30).status_code == 401
     novu.set(api_key="key", webhook_url=url, webhook_secret="another")
     assert novu.tell(event) == 401
     novu.set(api_key="key", webhook_url=url, webhook_secret="a secret of tests")

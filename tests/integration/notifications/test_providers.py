@@ -29,10 +29,9 @@ from tests.support.world import World
 NOBODY = {"WAREHOUSE_CHANNEL": "none", "AGENCY_CHANNEL": "none"}
 # A lease short enough to wait for; with less than that a call on a busy machine finds it too short to begin.
 SOON = {
-    f"{name}_{limit}": text
-    for name in ("NOVU", "SMTP", "FILE")
-    for limit, text in (("TIMEOUT_SECONDS", "1"), ("LEASE_SECONDS", "4.5"))
+    f"{name}_{limit}": text for name in ("NOVU", "FILE") for limit, text in (("TIMEOUT_SECONDS", "1"), ("LEASE_SECONDS", "4.5"))
 }
+MAIL_SOON = {"SMTP_TIMEOUT_SECONDS": "1", "SMTP_LEASE_SECONDS": "4.5"}  # only for whoever dies or is kept waiting
 # Where it does not matter, whenever the process dies, for the key is known, or nobody was called.
 KEYED = [
     *((point, "novu") for point in points("call")),
@@ -114,10 +113,10 @@ def test_a_mail_whose_answer_is_lost_with_the_process_is_unknown_and_never_sent_
 ) -> None:
     state, mails = MAILS[point]
     batch = Batch(world, 3)
-    first = run(world, novu, mail, **die_at(tmp_path, point, "smtp"), BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    first = run(world, novu, mail, **die_at(tmp_path, point, "smtp"), BENEFICIARY_CHANNEL="smtp", **NOBODY, **MAIL_SOON)
     batch.publish(batch.allocated())
     died(first, tmp_path, point)
-    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY)
     until_states(world, batch, {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2, ("BENEFICIARY", state): 3})
     world.until(lambda: idle(world))
     assert len(mailed(mail, batch)) == mails
@@ -137,7 +136,7 @@ def test_a_process_that_sleeps_through_its_lease_tells_nobody_once_more(
     world: World, novu: NovuAdmin, mail: MailAdmin, tmp_path: Path, kind: str, point: str, state: str
 ) -> None:
     batch = Batch(world, 3)
-    how = {"BENEFICIARY_CHANNEL": kind, **NOBODY, **SOON}
+    how = {"BENEFICIARY_CHANNEL": kind, **NOBODY, **SOON, **MAIL_SOON}
     frozen = run(world, novu, mail, **die_at(tmp_path, point, kind, "SIGSTOP"), **how)
     batch.publish(batch.allocated())
     world.until((tmp_path / "mark").exists)
@@ -263,7 +262,7 @@ def test_a_mail_that_is_taken_without_a_word_is_unknown_and_those_behind_it_go_o
     batch = Batch(world, 5)
     mail.add_fault("timeout_after", path="DATA", count=1, seconds=10)
     mail.refuse({batch.email(4): "450 4.2.1 busy"})
-    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY, **SOON)
+    run(world, novu, mail, BENEFICIARY_CHANNEL="smtp", **NOBODY, SMTP_TIMEOUT_SECONDS="4", SMTP_LEASE_SECONDS="8")
     batch.publish(batch.allocated())
     nobody = {("WAREHOUSE", "SUPPRESSED"): 1, ("AGENCY", "SUPPRESSED"): 2}
     expected = {**nobody, ("BENEFICIARY", "UNKNOWN"): 1, ("BENEFICIARY", "SENT"): 3, ("BENEFICIARY", "PENDING"): 1}
