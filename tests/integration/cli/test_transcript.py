@@ -114,6 +114,8 @@ class Stage:
     def others_are_done(self) -> None:
         self.until("funds", "SELECT 1 FROM ops_blocks WHERE state = 'BLOCKED'")
         self.town.world.until(lambda: idle(self.town.world))  # has said the position, too
+        # Ticks come with each minute of the clock: none may while lag is shown.
+        self.until("scheduler", "SELECT 1 FROM jobs HAVING min(next_due_at) > clock_timestamp() + interval '15 s'")
         self.town.world.until(lambda: self.behind() == {"resolution"}, what="all others having consumed")
 
     def behind(self) -> set[str]:
