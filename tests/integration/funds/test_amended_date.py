@@ -6,6 +6,7 @@ from libs.common.contracts import funds
 from libs.common.contracts.ingestion import EnvelopeRescheduling
 from libs.common.contracts.scheduler import Tick
 from libs.local.client import BankAdmin
+from tests.faults.bookkeeping import idle
 from tests.support.money import Payout
 from tests.support.world import World
 
@@ -21,9 +22,10 @@ def test_an_envelope_moved_nearer_is_paid_and_one_moved_away_waits(world: World,
         payout.header = payout.header.model_copy(update={"schedule_date": day, "revision": 2})
         payout.publish(payout.completed())
     world.until(lambda: nearer.position().get("outstanding") == 10)
-    world.publish("scheduler.ticks.v1", Tick(job="funds-due", due_at=datetime.now(UTC)), key="funds-due")
-    world.until(lambda: world.sql("funds", "SELECT 1 FROM consumed WHERE topic = 'scheduler.ticks.v1'"))
     world.until(lambda: away.position().get("state") == "WAITING")
+    world.publish("scheduler.ticks.v1", Tick(job="funds-due", due_at=datetime.now(UTC)), key="funds-due")
+    world.until(lambda: world.sql("funds", "SELECT 1 FROM consumed WHERE topic = 'scheduler.ticks.v1'") and idle(world))
+    assert away.position()["state"] == "WAITING"
     assert away.ledger() == {}
     assert world.sql("funds", "SELECT 1 FROM work WHERE correlation_id = %(id)s", id=str(away.envelope_id)) == []
     rows = world.sql("funds", "SELECT header::json->>'revision' AS revision FROM envelopes")

@@ -11,7 +11,7 @@ from libs.local.client import BankAdmin, Profile
 from tests.integration.funds.test_operations import command, until_position
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
-from tests.support.world import World
+from tests.support.world import TIMEOUT_SECONDS, World
 
 STAGES = ["block", "check", "dispatch", "release"]
 
@@ -63,10 +63,10 @@ def reset_offsets(world: World) -> None:
     }
     wanted = [
         TopicPartition(tp.topic, tp.partition, stored.get((tp.topic, tp.partition), 0))
-        for tp in listed.result(10).topic_partitions
+        for tp in listed.result(TIMEOUT_SECONDS).topic_partitions
     ]
     [done] = world.kafka.admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)]).values()
-    assert not [tp for tp in done.result(10).topic_partitions if tp.error]
+    assert not [tp for tp in done.result(TIMEOUT_SECONDS).topic_partitions if tp.error]
 
 
 @pytest.mark.parametrize(("profile", "stage"), [("example", "block"), ("example", "dispatch"), ("full", "dispatch")])
