@@ -69,7 +69,7 @@ class _Admin:
         return found
 
     def delete_faults(self, fault_id: int | None = None) -> None:
-        """One fault, or all."""
+        """One fault, or all: then what they hold back is let go."""
         self._call("DELETE", "/admin/faults" if fault_id is None else f"/admin/faults/{fault_id}")
 
     def close(self) -> None:

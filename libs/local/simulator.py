@@ -13,7 +13,7 @@ import math
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -37,9 +37,9 @@ T = TypeVar("T")
 FaultKind = Literal[
     "refuse",  # answers a definite no
     "fail_before",  # logged, not done, connection closed
-    "timeout_after",  # done, never answered: the connection is held for `seconds`, then closed
-    "late",  # done, answered after `seconds`
-    "late_before",  # done and answered after `seconds`, also when the caller has gone by then
+    "timeout_after",  # done, never answered: the connection is held for `seconds`, or until all faults are deleted, then closed
+    "late",  # done, answered after `seconds`, or when all faults are deleted
+    "late_before",  # done and answered then, also when the caller has gone by then
     "error_500",  # not done, HTTP 500
     "error_500_after",  # done, HTTP 500
     "error_429",  # not done, HTTP 429, with `seconds` as Retry-After
@@ -177,6 +177,7 @@ class Simulator:
         self._parse = parse
         self._count_items = count_items
         self._after_commit = after_commit
+        self._let_go = asyncio.Event()
 
     def wire(self, profile: str, prefix: str, path: str, act: Action, refuse: Action) -> Route:
         """A verb: `act` does it, `refuse` says no to it. Both run in a transaction on the writer's thread."""
@@ -199,16 +200,16 @@ class Simulator:
         kind = fault.kind if fault else None
         try:
             if fault and kind == "late_before":
-                await asyncio.sleep(fault.seconds)
+                await self._hold(fault.seconds)
                 answer = await self.do(call, act)
             if answer is not None:
                 self._after_commit(call.profile)
             if fault and kind == "late":
-                await asyncio.sleep(fault.seconds)
+                await self._hold(fault.seconds)
         except asyncio.CancelledError:  # the server stops; it would answer 500 in our name
             return Hangup(request)
         if fault and kind in ("down", "fail_before", "timeout_after"):
-            return Hangup(request, fault.seconds if kind == "timeout_after" else 0)
+            return Hangup(request, partial(self._hold, fault.seconds) if kind == "timeout_after" else None)
         if kind in ("error_500", "error_500_after"):
             return Response("Internal Server Error", 500)
         if fault and kind in _ERRORS:
@@ -217,6 +218,10 @@ class Simulator:
             return Response(b"<html>\x00\xff{", 200, media_type="application/json")
         assert answer is not None
         return Response(answer.content, answer.status_code, answer.headers, media_type="application/json")
+
+    async def _hold(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._let_go.wait(), seconds)
 
     def _receive_and_act(
         self, db: sqlite3.Connection, call: Call, act: Action, refuse: Action
@@ -274,7 +279,11 @@ class Simulator:
     async def _delete_faults(self, request: Request) -> Response:
         one = request.path_params.get("id")
         sql = "DELETE FROM faults WHERE coalesce(id = ?, TRUE)"
-        return json_response({"deleted": await self.store.write(lambda db: db.execute(sql, (one,)).rowcount)})
+        deleted = await self.store.write(lambda db: db.execute(sql, (one,)).rowcount)
+        if one is None:
+            self._let_go.set()
+            self._let_go = asyncio.Event()
+        return json_response({"deleted": deleted})
 
 
 def _take_fault(db: sqlite3.Connection, call: Call) -> Fault | None:
@@ -316,17 +325,20 @@ def _log(db: sqlite3.Connection, call: Call, items: int, kind: FaultKind | None)
 
 
 class Hangup(Response):
-    """No answer: holds the connection for a time, or until the caller gives up, then cuts it."""
+    """No answer: keeps the connection while `held` lasts, or until the caller gives up, then cuts it."""
 
-    def __init__(self, request: Request, hold_seconds: float = 0) -> None:
+    def __init__(self, request: Request, held: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         super().__init__()
         self._transport: asyncio.Transport = request.scope["state"]["transport"]
-        self._hold_seconds = hold_seconds
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._hold_seconds:
-            with suppress(TimeoutError, asyncio.CancelledError):  # cancelled: the server stops
-                await asyncio.wait_for(_gone(receive), self._hold_seconds)
+        if self._held:
+            ends = [asyncio.create_task(self._held()), asyncio.create_task(_gone(receive))]
+            with suppress(asyncio.CancelledError):  # the server stops
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
         self._transport.abort()
         await _gone(receive)  # the server would answer 500 to a caller it believes to be still there
 

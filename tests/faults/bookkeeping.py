@@ -1,6 +1,7 @@
 """What the tests of faults ask of funds, and of its books."""
 
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,14 @@ LIMITS = {
         "MAX_ATTEMPTS": "6",
     }.items()
 }
+
+# Where the bank holds an answer back until the test lets it go, however late that is.
+PATIENT = {
+    f"ALMONER_FUNDS_{kind}_{name}": value
+    for kind in ("CHECK", "BLOCK", "DISPATCH")
+    for name, value in {"TIMEOUT_SECONDS": "60", "LEASE_SECONDS": "180"}.items()
+} | {"ALMONER_FUNDS_SHUTDOWN_SECONDS": "150"}
+HELD_SECONDS = 60.0
 
 
 def command(world: World, model: type[operator.Command], **fields: Any) -> None:
@@ -44,6 +53,13 @@ def idle(world: World) -> bool:
                   (SELECT count(*) FROM work WHERE state IN ('PENDING', 'CLAIMED')) AS work""",
     )
     return not (row.due or row.outbox or row.work)
+
+
+def consumed(world: World, *topics: str) -> bool:
+    """Funds has consumed all that is on these topics."""
+    ends = Counter((message.topic, message.partition) for topic in topics for message in world.messages(topic))
+    rows = world.sql("funds", "SELECT topic, partition, next_offset FROM consumed")
+    return ends.items() <= {(row.topic, row.partition): row.next_offset for row in rows}.items()
 
 
 def reach(payout: Payout, timeout: float = 40, **wanted: object) -> None:

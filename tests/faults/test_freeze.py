@@ -9,7 +9,7 @@ import pytest
 
 from libs.common.contracts import operator
 from libs.local.client import BankAdmin, Profile
-from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
+from tests.faults.bookkeeping import HELD_SECONDS, LIMITS, PATIENT, command, idle, tick, unknown
 from tests.faults.stories import Story, Teller, Told
 from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
@@ -21,8 +21,6 @@ from tests.support.world import World
 pytestmark = pytest.mark.xdist_group(__name__)  # its stories are told together
 
 PEOPLE = 20
-# Long enough to be caught waiting on a busy machine.
-PATIENT = {"ALMONER_FUNDS_DISPATCH_TIMEOUT_SECONDS": "8", "ALMONER_FUNDS_DISPATCH_LEASE_SECONDS": "11"}
 PROFILES: tuple[Profile, ...] = ("full", "example")
 
 
@@ -46,9 +44,9 @@ class Frozen:
         self.payout = payout(world, bank, profile)
         self.payout.batch(PEOPLE, unresolved=unresolved)
         self.payout.batch(PEOPLE)
-        self.env = {**self.payout.env, **LIMITS, **PATIENT}
+        self.env = {**self.payout.env, **LIMITS}
         self.payout.publish_all()
-        self.caller = world.run("funds", **self.env, **env)
+        self.caller = world.run("funds", **{**self.env, **env})
         self.tokens: set[str] = set()
 
     def attempts(self) -> list[Any]:
@@ -57,6 +55,11 @@ class Frozen:
     def requests(self) -> set[str]:
         """The attempts of ours from which the bank has received a request."""
         return {request["request_id"] for request in self.bank.requests()}
+
+    def freezes(self) -> None:
+        """When the bank has all its requests. Its leases are long enough to be caught waiting on a busy machine, and end here."""
+        self.caller.freeze()
+        self.world.sql("funds", "UPDATE work SET leased_until = clock_timestamp() WHERE state = 'CLAIMED'")
 
     def replaced(self) -> None:
         """From here the caller does nothing; what it has claimed is known by its lease tokens."""
@@ -160,10 +163,10 @@ def money_after_claim(kind: str, profile: Profile, world: World, bank: BankAdmin
 
 def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path, payout: type[Payout] = Payout) -> Story:
     """The bank has paid and answers when the caller is frozen: the answer comes too late to change anything."""
-    bank.add_fault("late", profile=profile, path="/initiate_payment", seconds=7)
-    frozen = Frozen(profile, world, bank, "dispatch", 0, payout)
-    yield frozen.payout.ledger
-    frozen.caller.freeze()
+    bank.add_fault("late", profile=profile, path="/initiate_payment", seconds=HELD_SECONDS)
+    frozen = Frozen(profile, world, bank, "dispatch", 0, payout, **PATIENT)
+    yield lambda: len(frozen.payout.ledger()) == 2 * PEOPLE
+    frozen.freezes()
     bank.delete_faults()
     yield from frozen.taken_over()
     yield from frozen.wakes()
@@ -172,13 +175,14 @@ def answer_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Pat
 
 def request_is_late(profile: Profile, world: World, bank: BankAdmin, _folder: Path) -> Story:
     """The bank acts on the first request after the lease has ended: "not found" was no proof, the key was."""
-    bank.add_fault("late_before", profile=profile, path="/initiate_payment", seconds=16)
-    frozen = Frozen(profile, world, bank)
-    yield lambda: [request for request in bank.requests() if request["path"].endswith("/initiate_payment")]
-    frozen.caller.freeze()
-    bank.delete_faults()
+    fault = bank.add_fault("late_before", profile=profile, path="/initiate_payment", seconds=HELD_SECONDS)
+    frozen = Frozen(profile, world, bank, **PATIENT)
+    yield lambda: sum(request["path"].endswith("/initiate_payment") for request in bank.requests()) == 2
+    frozen.freezes()
+    bank.delete_faults(fault)  # for what comes from now on
     assert frozen.payout.ledger() == {}
     yield from frozen.taken_over()
+    bank.delete_faults()
     answered = {request["id"] for request in bank.requests() if request["fault"] == "late_before"}
     yield lambda: all(r["status_code"] is not None for r in bank.requests() if r["id"] in answered)
     assert max(frozen.payout.ledger().values()) == 1

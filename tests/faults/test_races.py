@@ -18,7 +18,7 @@ from libs.common.inbox import keep_partitions
 from libs.common.jobs import JobRunner
 from libs.local.client import BankAdmin
 from services.funds.wiring import wire
-from tests.faults.bookkeeping import LIMITS, idle, reach, settings_of
+from tests.faults.bookkeeping import HELD_SECONDS, LIMITS, PATIENT, consumed, idle, reach, settings_of
 from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
 from tests.support.process import Process
@@ -85,7 +85,8 @@ def test_batch_cancellation_and_envelope_in_all_orders_in_two_replicas_at_once(
             payout.publish(fact)
     model = funds.EnvelopeCancelled if whole else funds.DisbursementsCancelled
     world.until(lambda: len({e.data.header.envelope_id for e in world.events("funds.envelopes.v1", model)}) == len(payouts), 60)
-    world.until(lambda: idle(world), 60)
+    # Of some all is answered before their batch or their completion has come.
+    world.until(lambda: consumed(world, ENVELOPES, BATCHES) and idle(world), 60)
     answers = {answer.header.envelope_id: answer for answer in distinct(world, "funds.envelopes.v1", model)}
     assert len(distinct(world, "funds.envelopes.v1", model)) == len(payouts)
     for (payout, some_ids, _), came_first in zip(payouts, first, strict=True):
@@ -134,12 +135,13 @@ def test_cancelled_while_the_bank_is_asked(world: World, bank: BankAdmin, answer
     """The check's answer comes when nobody needs it any more."""
     payout = Payout(world, bank, balance_minor=100_000_000 if answer == "late" else 1)
     payout.batch(PEOPLE)
-    bank.add_fault("late", profile="full", path="/check_funds", seconds=2)
-    process = world.run("funds", **payout.env)
+    bank.add_fault("late", profile="full", path="/check_funds", seconds=HELD_SECONDS)
+    process = world.run("funds", **payout.env, **PATIENT)
     payout.publish_all()
     world.until(lambda: world.sql("funds", "SELECT 1 FROM work WHERE kind = 'check' AND state = 'CLAIMED'"))
     payout.publish(payout.cancelling())
     reach(payout, state="CANCELLED", cancelled=PEOPLE)
+    bank.delete_faults()
     world.until(lambda: world.sql("funds", "SELECT 1 FROM attempts WHERE kind = 'check' AND finished_at IS NOT NULL"))
     world.until(lambda: idle(world))
     assert process.alive
@@ -214,13 +216,6 @@ def test_every_message_twice_and_again_under_other_ids(world: World, bank: BankA
     assert [one.revision for one in distinct(world, "funds.envelopes.v1", funds.EnvelopeSettled)] == [1, 2]
     assert not world.sql("funds", "SELECT 1 FROM exceptions")
     assert len(bank.blocks("full", payout.account)) == 1
-
-
-def consumed(world: World, *topics: str) -> bool:
-    """Funds has consumed all that is on these topics."""
-    ends = Counter((message.topic, message.partition) for topic in topics for message in world.messages(topic))
-    rows = world.sql("funds", "SELECT topic, partition, next_offset FROM consumed")
-    return ends.items() <= {(row.topic, row.partition): row.next_offset for row in rows}.items()
 
 
 # --- Shuffled partitions ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from services.funds import decisions, domain
 from services.funds.adapters.example_bank import read_response
 from services.funds.config import Settings
 from services.funds.wiring import wire
+from tests.faults.bookkeeping import HELD_SECONDS, PATIENT, consumed
 from tests.integration.funds.test_operations import command, until_position
 from tests.support.money import Payout
 from tests.support.statements import publish_lines
@@ -27,6 +28,12 @@ from tests.support.world import World
 def pause(world: World, stage: str) -> None:
     command(world, operator.PauseStage, stage=stage)
     world.until(lambda: world.sql("funds", "SELECT 1 FROM paused WHERE stage = %(stage)s", stage=stage))
+
+
+def resume(world: World, stage: str) -> None:
+    """What was to be done there is done, or can be."""
+    command(world, operator.ResumeStage, stage=stage)
+    world.until(lambda: not world.sql("funds", "SELECT 1 FROM paused WHERE stage = %(stage)s", stage=stage))
 
 
 def statement_line(payout: Payout, instruction: int, position: int, mark: str = "D", name: str = "s") -> None:
@@ -95,12 +102,13 @@ def test_who_is_resolved_by_two_parts_in_one_fold_is_paid_once(world: World, ban
 def test_a_cancellation_while_the_check_is_under_way_does_not_end_the_process(world: World, bank: BankAdmin) -> None:
     payout = Payout(world, bank)
     payout.batch(5)
-    bank.add_fault("late", profile="full", path="/check_funds", count=1, seconds=3)
-    process = world.run("funds", **payout.env)
+    bank.add_fault("late", profile="full", path="/check_funds", count=1, seconds=HELD_SECONDS)
+    process = world.run("funds", **payout.env, **PATIENT)
     payout.publish_all()
     world.until(lambda: world.sql("funds", "SELECT 1 FROM work WHERE kind = 'check' AND state = 'CLAIMED'"))
     payout.publish(payout.cancelling())
     world.until(lambda: world.sql("funds", "SELECT 1 FROM envelopes WHERE cancelling AND funds = 'WAITING'"))
+    bank.delete_faults()
     world.until(
         lambda: (
             world.sql("funds", "SELECT 1 FROM work WHERE kind = 'check' AND state <> 'CLAIMED'")
@@ -117,10 +125,10 @@ def test_a_debit_of_a_waiting_payment_confirms_it_and_it_is_not_sent(world: Worl
     world.run("funds", **payout.env)
     pause(world, "dispatch")
     payout.publish_all()
-    until_position(payout, waiting=1, state="BLOCKED")
+    until_position(payout, waiting=1, batches=1, state="BLOCKED")
     statement_line(payout, 1, 1)
     until_position(payout, confirmed=1)
-    command(world, operator.ResumeStage, stage="dispatch")
+    resume(world, "dispatch")
     world.until(lambda: not world.sql("funds", "SELECT 1 FROM work WHERE state IN ('PENDING', 'CLAIMED')"))
     assert payout.ledger() == {}
 
@@ -131,7 +139,7 @@ def test_cancelling_an_envelope_with_a_debited_waiting_payment_does_not_end_the_
     process = world.run("funds", **payout.env)
     pause(world, "dispatch")
     payout.publish_all()
-    until_position(payout, waiting=3, state="BLOCKED")
+    until_position(payout, waiting=3, batches=1, state="BLOCKED")
     statement_line(payout, 1, 1)
     until_position(payout, confirmed=1)
     payout.publish(payout.cancelling())
@@ -179,7 +187,7 @@ def test_a_retry_is_not_sent_once_the_statement_shows_that_the_first_payment_was
     for position in (1, 2, 3):
         statement_line(payout, 1, position, name=f"s{position}")
     world.until(lambda: len(world.sql("funds", "SELECT 1 FROM facts")) == 3)
-    command(world, operator.ResumeStage, stage="dispatch")
+    resume(world, "dispatch")
     world.until(lambda: not world.sql("funds", "SELECT 1 FROM work WHERE state IN ('PENDING', 'CLAIMED')"))
     assert payout.ledger() == {}  # of instruction 2; 1 is what the statement says
 
@@ -347,4 +355,5 @@ def test_a_time_zone_the_database_does_not_know_stops_no_other_envelope(world: W
     strange.publish_all()
     payout.publish_all()
     until_position(payout, outstanding=3)
+    world.until(lambda: consumed(world, "ingestion.envelopes.v1", "resolution.batches.v1"))
     assert not process.logged("a part of the process failed")

@@ -10,8 +10,8 @@ from libs.common.contracts.base import Item, Items, UnresolvedItems, chunk
 from libs.common.contracts.resolution import BatchAddressesResolved
 from libs.common.seal import by_column
 from libs.local.client import BankAdmin
-from tests.faults.bookkeeping import LIMITS, idle
-from tests.integration.funds.test_holes import pause, settled_jobs, statement_line
+from tests.faults.bookkeeping import HELD_SECONDS, LIMITS, PATIENT, idle
+from tests.integration.funds.test_holes import pause, resume, settled_jobs, statement_line
 from tests.integration.funds.test_operations import command, until_position
 from tests.support.money import Payout
 from tests.support.statements import deliver_statements
@@ -42,7 +42,7 @@ def repay(payout: Payout, ids: list[str], **fields: Any) -> None:
 
 def refusals(world: World, at_least: int = 1) -> list[str]:
     """What the operator reads in the audit of commands that were not carried out, in their order."""
-    query = "SELECT detail FROM audit WHERE affected = 0 AND detail LIKE 'refused: %%' ORDER BY at"
+    query = "SELECT detail FROM audit WHERE affected = 0 AND detail LIKE 'refused: %%' ORDER BY id"
     world.until(lambda: len(world.sql("funds", query)) >= at_least)
     rows = world.sql("funds", query)
     return [row.detail.removeprefix("refused: ").partition("; {")[0] for row in rows]
@@ -105,6 +105,7 @@ def test_a_reversed_payment_is_paid_again_from_a_further_block_of_its_sum(world:
     assert paid_from[block["block_reference_no"]] == 2
     deliver_statements(payout)
     until_position(payout, outstanding=0, confirmed=PEOPLE - 1, reversed=3, state="SETTLED", revision=2)
+    world.until(lambda: idle(world))
     assert payout.position()["blocked_minor"] == minor(payout, again) + sum(item.amount_minor for item in payout.items())
     blocked = [event.data for event in world.events("funds.envelopes.v1", funds.FundsBlocked)]
     assert [(one.block, one.amount_minor) for one in blocked][1:] == [(2, minor(payout, again))]
@@ -378,7 +379,7 @@ def test_a_late_debit_of_the_first_payment_takes_the_second_back(world: World, b
     until_position(payout, waiting=1, held=0)
     statement_line(payout, 1, 1)
     until_position(payout, confirmed=1, waiting=0)
-    command(world, operator.ResumeStage, stage="dispatch")
+    resume(world, "dispatch")
     world.until(lambda: idle(world))
     assert one.disbursement_id not in payout.ledger()  # of the second; the first is what the statement says
 
@@ -421,23 +422,25 @@ def test_a_cancelled_envelope_repays_nobody_and_gives_the_further_block_back(
     world: World, bank: BankAdmin, moment: str
 ) -> None:
     payout = Payout(world, bank)
-    ids = confirmed_and_reversed(world, payout, 2, **LIMITS)
+    ids = confirmed_and_reversed(world, payout, 2, **LIMITS | PATIENT)
     under_way = moment.startswith("block is")
     if under_way:
         fault = "late" if moment == "block is under way" else "timeout_after"
-        bank.add_fault(fault, profile="full", path="/block_funds", count=1, seconds=3 if fault == "late" else 20)
+        bank.add_fault(fault, profile="full", path="/block_funds", count=1, seconds=HELD_SECONDS)
     else:
         pause(world, moment)
     repay(payout, ids)
     if moment == "dispatch":
         until_position(payout, waiting=2)
+    elif under_way:
+        world.until(lambda: further(payout))
     else:
-        state = "CLAIMED" if under_way else "PENDING"
-        kind = "block" if under_way else moment
-        query = f"SELECT 1 FROM work WHERE kind = '{kind}' AND state = '{state}' AND created_at > now() - interval '1 minute'"
-        world.until(lambda: world.sql("funds", query))
+        world.until(lambda: world.sql("funds", f"SELECT 1 FROM work WHERE kind = '{moment}' AND state = 'PENDING'"))
     payout.publish(payout.cancelling())
-    if not under_way:
+    if under_way:
+        world.until(lambda: world.sql("funds", "SELECT 1 FROM cancel_requests WHERE state <> 'ASKED'"))
+        bank.delete_faults()
+    else:
         until_position(payout, state="CANCELLED", waiting=0)
         command(world, operator.ResumeStage, stage=moment)
     [event] = world.events("funds.envelopes.v1", funds.EnvelopeCancelled, at_least=1)
@@ -454,14 +457,15 @@ def test_a_cancelled_envelope_repays_nobody_and_gives_the_further_block_back(
 
 def test_who_is_cancelled_while_the_block_is_asked_for_is_not_repaid_and_the_other_is(world: World, bank: BankAdmin) -> None:
     payout = Payout(world, bank)
-    ids = confirmed_and_reversed(world, payout, 2)
-    bank.add_fault("late", profile="full", path="/block_funds", count=1, seconds=3)
+    ids = confirmed_and_reversed(world, payout, 2, **PATIENT)
+    bank.add_fault("late", profile="full", path="/block_funds", count=1, seconds=HELD_SECONDS)
     repay(payout, ids)
-    world.until(lambda: world.sql("funds", "SELECT 1 FROM work WHERE kind = 'block' AND state = 'CLAIMED'"))
+    world.until(lambda: further(payout))
     payout.publish(payout.cancelling_some(ids[:1]))
     [answer] = world.events("funds.envelopes.v1", funds.DisbursementsCancelled, at_least=1)
     assert answer.data.cancelled == ids[:1]
     payout.assert_balanced()
+    bank.delete_faults()
     until_position(payout, outstanding=1, cancelled=1, released_minor=minor(payout, ids[:1]))
     assert [payout.ledger()[one] for one in ids] == [1, 2]
     [block] = further(payout)
@@ -489,7 +493,7 @@ def test_killed_after_the_command_each_is_repaid_once(
 ) -> None:
     payout = Payout(world, bank)
     ids = confirmed_and_reversed(world, payout, 2, **LIMITS)
-    world.processes[0].kill()
+    assert world.processes[0].stop() == 0  # its offsets are committed: the next one gets nothing but the command
     mark = tmp_path / "mark"
     env = {**payout.env, **LIMITS}
     repay(payout, ids)
@@ -504,6 +508,7 @@ def test_killed_after_the_command_each_is_repaid_once(
     assert [payout.ledger()[one] for one in ids] == [2, 2]
     assert [(block["amount_minor"], block["used_minor"]) for block in further(payout)] == [(minor(payout, ids),) * 2]
     assert not world.sql("funds", "SELECT 1 FROM exceptions")
+    world.until(lambda: idle(world))
     said = Counter(
         (event.id, item.disbursement_id)
         for event in world.events("funds.payments.v1", funds.PaymentsDispatched)
