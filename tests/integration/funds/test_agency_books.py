@@ -6,7 +6,7 @@ from typing import Any
 
 from libs.common.contracts.base import UnresolvedItems
 from libs.local.client import BankAdmin
-from tests.faults.bookkeeping import idle
+from tests.faults.bookkeeping import consumed, idle
 from tests.integration.cli.conftest import Almoner
 from tests.integration.funds.test_agencies import line, zone
 from tests.integration.funds.test_operations import until_position
@@ -48,7 +48,7 @@ def test_books_of_agency_cash(world: World, bank: BankAdmin, tmp_path: Path) -> 
     bank.reverse("full", reason="closed", disbursement_ids=[f"{payout.prefix}2-1-Z1"])
     deliver_statements(payout)
     until_position(payout, confirmed=11, reversed=3)
-    world.until(lambda: idle(world))
+    world.until(lambda: consumed(world, "ingestion.statements.v1") and idle(world))
     almoner = Almoner(world, tmp_path)
 
     def findings(proof: str) -> list[str]:
