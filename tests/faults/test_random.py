@@ -19,7 +19,7 @@ from libs.common.contracts import operator
 from libs.common.contracts.base import EventData
 from libs.local.client import BankAdmin, Profile
 from services.funds import domain
-from tests.faults.bookkeeping import LIMITS, command, idle, tick, unknown
+from tests.faults.bookkeeping import LIMITS, command, consumed, idle, tick, unknown
 from tests.faults.stories import Story, Teller, Told
 from tests.support.agencies import AgencyPayout
 from tests.support.money import Payout
@@ -34,6 +34,7 @@ PROFILES: tuple[Profile, ...] = ("full", "example")
 STEPS = 60
 FAULTS = ("refuse", "fail_before", "timeout_after", "late", "error_500", "error_500_after", "nonsense", "down")
 KINDS = ("check", "block", "dispatch", "release")
+TOPICS = ("ingestion.envelopes.v1", "resolution.batches.v1", "allocation.batches.v1", "ingestion.statements.v1")
 VERBS = ("/check_funds", "/block_funds", "/initiate_payment", "/release_funds", "/query")
 
 
@@ -282,14 +283,14 @@ class Life:
         while self.to_come:
             yield from self.fact()
         for remaining in range(8, 0, -1):
-            yield lambda: idle(self.world)
+            yield from self.rest()  # a stage may be paused until an operator has come
             if remaining > 6:
                 yield from self.repay()
             yield from self.operator()
             yield lambda: idle(self.world)
             self.check_identities()
             self.statement = max(self.statement, deliver_statements(self.payouts[0], after=self.statement))
-            yield lambda: self.reconciled() and idle(self.world)
+            yield lambda: idle(self.world) and consumed(self.world, *TOPICS) and self.reconciled() and idle(self.world)
             self.check_identities()
             if all(payout.position()["state"] in ("SETTLED", "CANCELLED") for payout in self.payouts) and not self.left():
                 return
