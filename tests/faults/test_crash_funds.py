@@ -287,7 +287,6 @@ def stories(bank: BankAdmin) -> dict[str, Teller]:
     return {case.name: teller(case) for case in CASES}
 
 
-@pytest.mark.timeout(600)  # the first of them waits for all
 @pytest.mark.parametrize("story", [case.name for case in CASES])
 def test_killed_at(story: str, ended: Told) -> None:
     ended.well()

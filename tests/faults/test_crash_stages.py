@@ -165,7 +165,6 @@ def stories(_bank: BankAdmin) -> dict[str, Teller]:
     return {f"{point} {job}".strip(): teller(point, job) for point, job in CASES}
 
 
-@pytest.mark.timeout(400)  # the first of them waits for all
 @pytest.mark.parametrize("story", [f"{point} {job}".strip() for point, job in CASES])
 def test_ingestion_killed_at(story: str, ended: Told) -> None:
     ended.well()

@@ -1,6 +1,7 @@
 """A simulated counterpart as a real process: start, stop, kill, and start again with what it has stored."""
 
 import socket
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,10 +22,12 @@ class SimulatorProcess:
     def __init__(self, name: Literal["bank", "mapper", "novu", "mail"], data: Path) -> None:
         data.mkdir(parents=True, exist_ok=True)
         self._log = data / "log"
-        self._port = socket.socket()  # bound as long as we live: nobody else is given the port before, or between, its lives
-        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the simulator does
-        self._port.bind(("127.0.0.1", 0))
-        port = self._port.getsockname()[1]
+        self._reserved = socket.socket()  # as long as we live, or somebody's connection may get the port meanwhile
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        port = self._reserved.getsockname()[1]
+        if sys.platform != "linux":  # where no second socket may be bound to it, though nobody listens
+            self._reserved.close()
         self._start = f"libs.local.{name}", ["--data", str(data), "--port", str(port)]
         self.base_url = f"http://127.0.0.1:{port}"
         self.process: BaseProcess | None = None
@@ -67,3 +70,4 @@ class SimulatorProcess:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.kill()
+        self._reserved.close()

@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from libs.local.supervisor import ROOT
 
 
@@ -61,7 +59,6 @@ SHOWN = {
 }
 
 
-@pytest.mark.timeout(600)
 def test_the_tour_shows_what_it_says(tmp_path: Path) -> None:
     commands = tour()
     assert len(commands) == 10
