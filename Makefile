@@ -50,7 +50,7 @@ fast-two: setup
 	$(run) pytest -q tests/unit $(one:%=--ignore=%)
 
 test: setup ## Every test, on a real broker and a real database: under fifteen minutes.
-	$(run) pytest tests -n 5 --dist loadgroup
+	$(run) pytest tests -n 4 --dist loadgroup
 
 mutants: setup ## Take away, one at a time, what makes "paid once" true: a test must notice each.
 	$(run) tests.mutants

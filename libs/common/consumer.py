@@ -405,7 +405,6 @@ class Loop:
                 (self._consumer.pause if paused else self._consumer.resume)(partitions)
             self._paused = paused
             _log.info("consumption paused" if paused else "consumption resumed")
-        metrics.PAUSED.labels(CONSUME_STAGE).set(paused)
 
     def _is_spare(self) -> bool:
         """More replicas than partitions: whoever gets none, though the broker answers, is ready to take over."""

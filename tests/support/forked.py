@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,12 +26,14 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.support.libraries"])
 
 
-def start(module: str, argv: Sequence[str], env: Mapping[str, str], out: Path, err: Path | None = None) -> BaseProcess:
-    """Run `python -m MODULE ARGV`, with this environment beside the session's; what it prints is appended to `out`, and what goes to
-    standard error to `err` where that is given."""
+def start(
+    module: str, argv: Sequence[str], env: Mapping[str, str], out: Path, err: Path | None = None, folder: Path = ROOT
+) -> BaseProcess:
+    """Run `python -m MODULE ARGV` in a folder, with this environment beside the session's; what it prints is appended to `out`, and
+    what goes to standard error to `err` where that is given."""
     files = str(out), str(err or out)
     environment = {**os.environ, **_NO_STRANGERS, **env}
-    child = _server.Process(target=_run, args=(module, list(argv), environment, files))
+    child = _server.Process(target=_run, args=(module, list(argv), environment, files, str(folder)))
     child.start()
     return child
 
@@ -42,11 +45,15 @@ def _end() -> None:
         child.kill()
 
 
-def run(module: str, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """As `start`, to its end. Raises AssertionError where it does not come."""
-    with TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        child = start(module, argv, env, out, err)
+def run(
+    module: str, argv: Sequence[str], env: Mapping[str, str], folder: Path = ROOT, together: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """As `start`, to its end; `together`: what goes to standard error stands among the rest. Raises AssertionError where the end does
+    not come."""
+    with TemporaryDirectory() as files:
+        out, err = Path(files, "out"), Path(files, "err")
+        err.touch()
+        child = start(module, argv, env, out, None if together else err, folder)
         child.join(120)
         if child.exitcode is None:
             child.kill()
@@ -54,7 +61,7 @@ def run(module: str, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.
         return subprocess.CompletedProcess(argv, child.exitcode, out.read_text(), err.read_text())
 
 
-def _run(module: str, argv: list[str], env: Mapping[str, str], files: tuple[str, str]) -> None:
+def _run(module: str, argv: list[str], env: Mapping[str, str], files: tuple[str, str], folder: str) -> None:
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the server ends with the session
         if os.getppid() == 1:
@@ -63,8 +70,10 @@ def _run(module: str, argv: list[str], env: Mapping[str, str], files: tuple[str,
     appending = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     for fd, path, flags in ((0, os.devnull, os.O_RDONLY), (1, files[0], appending), (2, files[1], appending)):
         os.dup2(os.open(path, flags, 0o600), fd)
+    assert isinstance(sys.stdout, TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)  # each line stands where it was said, whatever else goes there
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(ROOT)
+    os.chdir(folder)
     sys.argv = [module, *argv]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

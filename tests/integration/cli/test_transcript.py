@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from difflib import unified_diff
@@ -25,6 +23,7 @@ from libs.local.reference import Place, Reference
 from libs.local.supervisor import ROOT
 from tests.faults.bookkeeping import idle
 from tests.integration.cli.conftest import CURRENCY, SPONSOR, TOKEN, Town, places
+from tests.support import forked
 
 DOCUMENT = ROOT / "docs" / "cli.md"
 WRITE = "ALMONER_WRITE_TRANSCRIPT"
@@ -196,26 +195,14 @@ class Stage:
         words = [re.sub(r"\$([A-Z_]+)", lambda found: self.variables[found[1]], word) for word in words]
         assert words[0] == "almoner", command
         town = self.town
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "libs.cli", *words[1:]],
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("ALMONER_")},
-                **town.world.env,
-                "PYTHONPATH": str(ROOT),
-                "PYTHONUNBUFFERED": "1",  # what goes to standard error stands where it was said
-                "LOGNAME": "ann",
-                "ALMONER_HOME": str(town.folder / "nothing-is-up"),
-                "ALMONER_STATEMENT_URL": f"{town.world.processes[1].http_url}/statements",
-                "ALMONER_STATEMENT_TOKEN": TOKEN,
-            },
-            cwd=town.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        env = {
+            **town.world.env,
+            "LOGNAME": "ann",
+            "ALMONER_HOME": str(town.folder / "nothing-is-up"),
+            "ALMONER_STATEMENT_URL": f"{town.world.processes[1].http_url}/statements",
+            "ALMONER_STATEMENT_TOKEN": TOKEN,
+        }
+        done = forked.run("libs.cli", words[1:], env, town.folder, together=True)
         return done.stdout + (f"[exit code {done.returncode}]\n" if done.returncode else "")
 
 
