@@ -95,6 +95,7 @@ def consumer(group: str, client_id: str, **overrides: Any) -> Consumer:
 
 
 def admin(environ: Mapping[str, str] = os.environ, **overrides: Any) -> AdminClient:
+    """For questions, and for who makes topics."""
     return _made(AdminClient, {**connection(environ), **overrides})
 
 

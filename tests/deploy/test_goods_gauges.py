@@ -233,25 +233,14 @@ def test_reading_looks_at_what_is_held_or_moves_and_not_at_all_there_ever_was(al
     world.sql("allocation", "ANALYZE")
     database = Database(world.database_url, "allocation")
     try:
-        before = scanned(world)
+        before = world.scanned("allocation", "groups", "arrivals", "announcements")
         with database.transaction() as tx:
             gauges.read_entitlements(settings_of(allocating), tx)
             gauges.read_goods(tx)
             tx.run("SELECT pg_stat_force_next_flush()")
-        assert scanned(world) - before < 500
+        assert world.scanned("allocation", "groups", "arrivals", "announcements") - before < 500
     finally:
         database.close()
     assert (REGISTRY.get_sample_value(CHECKED), REGISTRY.get_sample_value(OFF)) == (3, 0)
     held = {"programme": "P", "unit": "0.001 kg", "reason": "NO_AGENCY"}
     assert REGISTRY.get_sample_value(PEOPLE, held) == 3
-
-
-def scanned(world: World) -> int:
-    """Rows of people and of what was said that were looked at so far."""
-    world.sql("allocation", "SELECT pg_stat_force_next_flush()")  # what this session has looked at, to fill the tables
-    [row] = world.sql(
-        "allocation",
-        """SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS n FROM pg_stat_user_tables
-           WHERE schemaname = 'allocation' AND relname IN ('groups', 'arrivals', 'announcements')""",
-    )
-    return int(row.n)

@@ -118,21 +118,10 @@ def test_reading_the_books_uses_the_indexes_of_each_envelope(world: World) -> No
     world.sql("funds", "ANALYZE")
     database = Database(world.database_url, "funds")
     try:
-        before = scanned(world)
+        before = world.scanned("funds", "instructions")
         with database.transaction() as tx:
             gauges.read_books(tx)
             tx.run("SELECT pg_stat_force_next_flush()")
-        assert scanned(world) - before < 1000
+        assert world.scanned("funds", "instructions") - before < 1000
     finally:
         database.close()
-
-
-def scanned(world: World) -> int:
-    """Rows of instructions that were looked at so far."""
-    world.sql("funds", "SELECT pg_stat_force_next_flush()")  # what this session has looked at, to fill the tables
-    [row] = world.sql(
-        "funds",
-        """SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) AS n FROM pg_stat_user_tables
-           WHERE schemaname = 'funds' AND relname = 'instructions'""",
-    )
-    return int(row.n)

@@ -110,21 +110,11 @@ def test_reading_looks_at_what_is_open_or_failed_lately_and_not_at_all_there_eve
     world.sql("notifications", "ANALYZE")
     database = Database(world.database_url, "notifications")
     try:
-        before = scanned(world)
+        before = world.scanned("notifications", "notices")
         with database.transaction() as tx:
             gauges.read_notices(tx)
             tx.run("SELECT pg_stat_force_next_flush()")
-        assert scanned(world) - before < 500  # of 10,000: 100 wait, 19 of those that failed did so lately
+        # Of 10,000: 100 wait, 19 of those that failed did so lately.
+        assert world.scanned("notifications", "notices") - before < 500
     finally:
         database.close()
-
-
-def scanned(world: World) -> int:
-    """Rows of notices that were looked at so far."""
-    world.sql("notifications", "SELECT pg_stat_force_next_flush()")  # what this session has looked at, to fill the tables
-    [row] = world.sql(
-        "notifications",
-        """SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) AS n FROM pg_stat_user_tables
-           WHERE schemaname = 'notifications' AND relname = 'notices'""",
-    )
-    return int(row.n)

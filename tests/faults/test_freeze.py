@@ -59,7 +59,7 @@ class Frozen:
     def freezes(self) -> None:
         """When the bank has all its requests. Its leases are long enough to be caught waiting on a busy machine, and end here."""
         self.caller.freeze()
-        self.world.sql("funds", "UPDATE work SET leased_until = clock_timestamp() WHERE state = 'CLAIMED'")
+        self.world.end_leases("funds")
 
     def replaced(self) -> None:
         """From here the caller does nothing; what it has claimed is known by its lease tokens."""

@@ -219,6 +219,22 @@ class World:
             time.sleep(min(0.03 + waited / 10, 0.3))  # who looks all the time keeps those busy whom it waits for
         return value
 
+    def end_leases(self, service: str) -> None:
+        """Time passes: so as not to wait for it, the leases of a process that is dead or frozen are moved back."""
+        self.sql(service, "UPDATE work SET leased_until = clock_timestamp() WHERE state = 'CLAIMED'")
+
+    def scanned(self, service: str, *tables: str) -> int:
+        """Rows of these tables that were looked at so far."""
+        self.sql(service, "SELECT pg_stat_force_next_flush()")  # what this session has looked at, to fill the tables
+        [row] = self.sql(
+            service,
+            """SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS n FROM pg_stat_user_tables
+               WHERE schemaname = %(service)s AND relname = ANY(%(tables)s)""",
+            service=service,
+            tables=list(tables),
+        )
+        return int(row.n)
+
     def close(self) -> None:
         for process in self.processes:
             process.kill()

@@ -92,9 +92,12 @@ def town(world: World, tmp_path: Path, limits: dict[str, str]) -> Iterator[Town]
         registries = json.dumps({"default": {"url": Reference(world.database_url, prefix=world.name).registry_url}})
         world.env["ALMONER_RESOLUTION_REGISTRIES"] = registries  # which is there where `places` is
         world.run("resolution", **limits, ALMONER_RESOLUTION_MAPPER_URL=mapper_process.base_url)
-        hasty = {"ALMONER_FUNDS_POSITION_SECONDS": "1"}
         world.run(
-            "funds", **hasty, **limits, ALMONER_FUNDS_BANKS=json.dumps(banks), ALMONER_FUNDS_SPONSORS=json.dumps(sponsors)
+            "funds",
+            **limits,
+            ALMONER_FUNDS_BANKS=json.dumps(banks),
+            ALMONER_FUNDS_SPONSORS=json.dumps(sponsors),
+            ALMONER_FUNDS_POSITION_SECONDS="1",
         )
         for profile in ("full", "example"):
             bank.put_account(profile, SPONSOR, CURRENCY, 10**12)

@@ -142,9 +142,8 @@ def test_cancelling_the_whole_envelope_stops_it_and_gives_the_money_back(
     world.until(lambda: world.sql("funds", "SELECT 1 FROM paused"))
     payout.publish_all()
     total = sum(item.amount_minor for item in payout.items())
-    until_position(
-        payout, blocked_minor=total, waiting=75, held=5, batches=2
-    )  # each that came later would have its own release
+    # Each batch that came later would have a release of its own.
+    until_position(payout, blocked_minor=total, waiting=75, held=5, batches=2)
     payout.publish(payout.cancelling())
     answer = only(world, "funds.envelopes.v1", funds.EnvelopeCancelled)
     assert (answer.cancelled, answer.cancelled_minor, answer.already_dispatched) == (80, total, 0)

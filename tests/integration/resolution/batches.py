@@ -94,11 +94,6 @@ def ids(event: Event[BatchAddressesResolved]) -> tuple[list[str], list[str]]:
     return [i.disbursement_id for i in event.data.items], [u.disbursement_id for u in event.data.unresolved]
 
 
-def end_leases(world: World) -> None:
-    """Time passes: so as not to wait for it, the leases of a process that is dead or frozen are moved back."""
-    world.sql("resolution", "UPDATE work SET leased_until = clock_timestamp() WHERE state = 'CLAIMED'")
-
-
 def idle(world: World) -> bool:
     """Nothing is left to be asked or published."""
     rows = world.sql(

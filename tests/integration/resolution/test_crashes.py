@@ -6,7 +6,7 @@ import pytest
 
 from libs.common.contracts.operator import ResolveHeld
 from libs.local.client import MapperAdmin
-from tests.integration.resolution.batches import COMMANDS, PATIENT, cut, end_leases, fa, idle, ids, publish, resolved, run
+from tests.integration.resolution.batches import COMMANDS, PATIENT, cut, fa, idle, ids, publish, resolved, run
 from tests.support.points import points
 from tests.support.simulator import SimulatorProcess
 from tests.support.world import World
@@ -29,7 +29,7 @@ def test_a_batch_survives(
     assert process.wait() == -9
     assert mark.read_text() == f"{point} 1\n"
 
-    end_leases(world)
+    world.end_leases("resolution")
     run(world, mapper_process.base_url, **env)
     first = resolved(world, 1)[0]
     assert ids(first) == ([f"D1-{number}" for number in range(1, 5)], ["D1-0"])
@@ -64,7 +64,7 @@ def test_a_later_part_survives(world: World, mapper: MapperAdmin, mapper_process
     mapper.put_people((person, fa(person)) for person in people[1:])
     world.publish(COMMANDS, ResolveHeld(who="ops", why="known now"), "all")
     assert process.wait() == -9
-    end_leases(world)
+    world.end_leases("resolution")
     run(world, mapper_process.base_url, **env)
     first, second = resolved(world, 2)
     assert (first.data.part, second.data.part) == (1, 2)

@@ -13,7 +13,6 @@ from tests.integration.resolution.batches import (
     COMMANDS,
     PATIENT,
     cut,
-    end_leases,
     fa,
     idle,
     ids,
@@ -213,7 +212,7 @@ def test_an_answer_after_the_lease_changes_nothing(
     frozen = run(world, mapper_process.base_url, **PATIENT, **{f"ALMONER_CRASH_{name}": text for name, text in freeze.items()})
     publish(world, [cut(people)])
     world.until(mark.exists)
-    end_leases(world)
+    world.end_leases("resolution")
     run(world, mapper_process.base_url, **PATIENT)
     world.until(lambda: world.sql("resolution", "SELECT 1 FROM ops_work WHERE state = 'DONE'"))
     frozen.thaw()

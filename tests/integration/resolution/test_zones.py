@@ -9,7 +9,7 @@ import pytest
 from libs.common.contracts.base import GOODS
 from libs.common.contracts.operator import RetryWork
 from libs.local.client import MapperAdmin
-from tests.integration.resolution.batches import BATCHES, COMMANDS, cut, end_leases, fa, idle, publish, resolved
+from tests.integration.resolution.batches import BATCHES, COMMANDS, cut, fa, idle, publish, resolved
 from tests.integration.resolution.test_held import ask
 from tests.integration.resolution.zones import Registry, goods, homes, located, opened, reasons, registry_of, start, zone
 from tests.support.points import UNSEEN
@@ -210,7 +210,7 @@ def test_a_batch_survives(world: World, registry: Registry, tmp_path: Path, poin
     publish(world, [goods(people)])
     assert process.wait() == -9
     assert mark.read_text() == f"{point} 1\n"
-    end_leases(world)
+    world.end_leases("resolution")
     start(world, {"farmers": registry.settings()}, **env)
     located(world, 1)
     registry.put_people([(people[0], *zone(39))])
@@ -233,7 +233,7 @@ def test_one_that_sleeps_through_its_lease_says_nothing(world: World, registry: 
     frozen = start(world, settings, **{f"ALMONER_CRASH_{name}": text for name, text in env.items()}, **PATIENT)
     publish(world, [goods(people)])
     world.until(mark.exists)
-    end_leases(world)
+    world.end_leases("resolution")
     start(world, settings, **PATIENT)
     answered = "SELECT 1 FROM ops_batches WHERE (parts, resolved, unresolved) = (1, 4, 1)"
     world.until(lambda: world.sql("resolution", answered))

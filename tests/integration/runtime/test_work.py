@@ -27,11 +27,6 @@ LONG = {
 }
 
 
-def end_leases(world: World) -> None:
-    """Time passes: so as not to wait for it, the leases of a process that is dead or frozen are moved back."""
-    world.sql("probe", "UPDATE work SET leased_until = clock_timestamp() WHERE state = 'CLAIMED'")
-
-
 def work(world: World) -> dict[str, tuple[str, bool, int]]:
     rows = world.sql("probe", "SELECT subject, state, ambiguous, attempts_started FROM ops_work")
     return {row.subject: (row.state, row.ambiguous, row.attempts_started) for row in rows}
@@ -173,7 +168,7 @@ def test_a_lease_that_ran_out_makes_the_next_attempt_ambiguous(world: World, oth
     world.until(lambda: other_side.requests)
     process.kill()
     assert work(world) == {"hang-1": ("CLAIMED", False, 1)}
-    end_leases(world)
+    world.end_leases("probe")
     world.run("probe", ALMONER_PROBE_URL=other_side.url, ALMONER_PROBE_ASK_AGAIN="false")
     world.until(lambda: work(world) == {"hang-1": ("UNKNOWN", True, 1)})  # declined: that was no attempt
     assert len(other_side.requests) == 1
@@ -187,7 +182,7 @@ def test_a_frozen_caller_is_replaced_and_its_late_settle_refused(world: World, o
     world.publish(IN, Ask(subjects=["hang-1"]), "k")
     world.until(lambda: other_side.requests)
     frozen.freeze()
-    end_leases(world)
+    world.end_leases("probe")
     other_side.mend()
     replica = world.run("probe", ALMONER_PROBE_URL=other_side.url)
     world.until(lambda: states(world) == {"DONE"}, what="the replica's settle")
